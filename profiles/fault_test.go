@@ -1,0 +1,244 @@
+package profiles
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func sprint(v ...any) string { return strings.TrimSuffix(fmt.Sprintln(v...), "\n") }
+
+// faultRows are profiles with the faults that each must give. A text that does not begin with "schema" has head before it,
+// so its lines count from 3.
+var faultRows = []struct {
+	name, text string
+	want       []string
+	beyond     bool // what no JSON Schema can tell
+}{
+	{name: "unknown key", text: `sedd = "x"`, want: []string{`3:1: sedd: unknown key; did you mean "seed"?`}},
+	{name: "unknown key, nothing near", text: `colour = "x"`, want: []string{`3:1: colour: unknown key`}},
+	{name: "unknown key in a table", text: "[kernel]\n pakcage = \"x\"", want: []string{`4:2: kernel.pakcage: unknown key; did you mean "package"?`}},
+	{name: "unknown table", text: "[machin]\nmemory = 1", want: []string{`3:2: machin: unknown key; did you mean "machine"?`}},
+	{name: "key of another table", text: "memory = 512", want: []string{`3:1: memory: unknown key; did you mean machine.memory?`}},
+	{name: "key below a table", text: "[machine]\nseed = 'x'", want: []string{`4:1: machine.seed: unknown key; did you mean seed? It belongs above the first [table]`}},
+	{name: "unknown key, quoted and dotted", text: `machine."me.mo" . x = 1`, want: []string{`3:9: machine.me.mo: unknown key`}},
+	{name: "unknown key in an inline table", text: "machine = { memory = 512, cpus = 1 }", want: []string{`3:27: machine.cpus: unknown key; did you mean "cpu"?`}},
+	{name: "unknown key in a list of tables", text: "[[files]]\npath = '/x'\ntext = ''\n[[files]]\npath = '/y'\ntext = ''\nmod = '0644'", want: []string{`9:1: files[1].mod: unknown key; did you mean "mode"?`}},
+	{name: "column in characters", text: `machine = { cpu = "ü", x = 1 }`, want: []string{`3:19: machine.cpu: "ü": want a QEMU CPU model`, `3:24: machine.x: unknown key`}},
+
+	{name: "integer for string", text: "seed = 12", want: []string{`3:8: seed: is an integer: want a string; write "12"`}},
+	{name: "octal integer for mode", text: "[[files]]\npath = '/x'\ntext = ''\nmode = 0o755", want: []string{`6:8: files[0].mode: is an integer: want a string; write "0755"`}},
+	{name: "boolean for string", text: "seed = true", want: []string{`3:8: seed: is a boolean: want a string; write "true"`}},
+	{name: "date for string", text: "seed = 2026-01-01", want: []string{`3:8: seed: is a float or date: want a string; write "2026-01-01"`}, beyond: true},
+	{name: "string for integer", text: `epoch = "1767225600"`, want: []string{`3:9: epoch: is a string: want an integer; write 1767225600`}},
+	{name: "words for integer", text: `epoch = "now"`, want: []string{`3:9: epoch: is a string: want an integer`}},
+	{name: "float for integer", text: `machine.memory = 1.5`, want: []string{`3:18: machine.memory: is a float or date: want an integer`}},
+	{name: "string for boolean", text: `agent.debug = "true"`, want: []string{`3:15: agent.debug: is a string: want a boolean; write true`}},
+	{name: "integer for boolean", text: `agent.debug = 1`, want: []string{`3:15: agent.debug: is an integer: want a boolean`}},
+	{name: "string for list", text: `cmdline = "quiet"`, want: []string{`3:11: cmdline: is a string: want a list; write ["quiet"]`}},
+	{name: "integer for list", text: `machine.vcpus = 2`, want: []string{`3:17: machine.vcpus: is an integer: want a list; write [2]`}},
+	{name: "list for string", text: `seed = ["a"]`, want: []string{`3:8: seed: is a list: want a string`}},
+	{name: "list for table", text: `kernel = [1]`, want: []string{`3:10: kernel: is a list: want a table`}},
+	{name: "string for table", text: `kernel = "x"`, want: []string{`3:10: kernel: is a string: want a table`}},
+	{name: "string for source", text: `sources.debian = "trixie"`, want: []string{`3:18: sources.debian: is a string: want a table`}},
+	{name: "integer in a list of strings", text: "cmdline = [\n  'a', # one\n  7,\n]", want: []string{`5:3: cmdline: is an integer: want a string; write "7"`}},
+	{name: "list in a list", text: `cmdline = [["a"]]`, want: []string{`3:11: cmdline: is a list: want a string`}},
+	{name: "table for list of tables", text: "[files]\npath = '/x'", want: []string{`4:1: files.path: unknown key: want a list, or a table with append and remove`}},
+	{name: "string in a list of tables", text: `files = ["x"]`, want: []string{`3:10: files[0]: is a string: want a table`}},
+	{name: "integer in env", text: "[[services]]\nname = 'a'\nexec = ['/a']\nenv = { A = 1 }", want: []string{`6:13: services[0].env.A: is an integer: want a string; write "1"`}},
+	{name: "two headers for a plain list", text: "[[cmdline]]\na = 1", want: []string{`3:3: cmdline: is a table: want a string`}},
+
+	{name: "another schema", text: "schema = 2\nextends = 'vtpm'", want: []string{`1:10: schema: 2: want 1`}},
+	{name: "no schema", text: "extends = 'vtpm' # schema", want: []string{`1:1: schema: is missing; write schema = 1`}},
+	{name: "enum", text: `initrd.compression = "zstdd"`, want: []string{`3:22: initrd.compression: "zstdd": want "none", "gzip", "zstd" or "xz"; did you mean "zstd"?`}},
+	{name: "enum of one", text: `outputs.kinds = ["raw", "qcow2"]`, want: []string{`3:25: outputs.kinds: "qcow2": want "raw"`}},
+	{name: "too small", text: `machine.vcpus = [1, 0]`, want: []string{`3:21: machine.vcpus: 0: want 1 to 288`}},
+	{name: "too large for 64 bits", text: `machine.memory = 99_999_999_999_999_999_999`, want: []string{`3:18: machine.memory: 99_999_999_999_999_999_999: want 128 to 1048576`}, beyond: true},
+	{name: "before FAT", text: `epoch = 0`, want: []string{`3:9: epoch: 0: want 315532800 to 4294967295`}},
+	{name: "argument with a blank", text: `cmdline = ["a b", "c=\"d e\""]`, want: []string{`3:12: cmdline: "a b": want one kernel argument in ASCII, blanks only within double quotes`}},
+	{name: "empty argument", text: `cmdline = [""]`, want: []string{`3:12: cmdline: "": want one kernel argument in ASCII, blanks only within double quotes`}},
+	{name: "argument with a line break", text: `cmdline = ["a\nb"]`, want: []string{`3:12: cmdline: "a\nb": want one kernel argument in ASCII, blanks only within double quotes`}},
+	{name: "package", text: `stub.package = "Systemd"`, want: []string{`3:16: stub.package: "Systemd": want the name of a Debian package`}},
+	{name: "mode", text: "[[files]]\npath = '/x'\ntext = ''\nmode = '755'", want: []string{`6:8: files[0].mode: "755": want octal digits in quotes, as in "0644"`}},
+	{name: "owner", text: "[[files]]\npath = '/x'\ntext = ''\nowner = 'root:root'", want: []string{`6:9: files[0].owner: "root:root": want numbers, as in "0:0"`}},
+	{name: "relative guest path", text: "[[files]]\npath = 'etc/motd'\ntext = ''", want: []string{`4:8: files[0].path: "etc/motd": want an absolute path without . or .. parts`}},
+	{name: "guest path that climbs", text: "[[files]]\npath = '/etc/../motd'\ntext = ''", want: []string{`4:8: files[0].path: "/etc/../motd": want an absolute path without . or .. parts`}, beyond: true},
+	{name: "member that climbs", text: `firmware.code = "../code.fd"`, want: []string{`3:17: firmware.code: "../code.fd": want a path in the package, without a leading slash`}, beyond: true},
+	{name: "mirror", text: `sources.debian.mirror = ["mirror.example"]`, want: []string{`3:26: sources.debian.mirror: "mirror.example": want an http or https URL`}},
+	{name: "name of a source", text: `sources."a b".suite = "x"`, want: []string{`3:9: sources.a b: bad name: want lower-case letters, digits and ._+-, a letter or digit first`}},
+	{name: "name of a variable", text: "[[services]]\nname = 'a'\nexec = ['/a']\nenv.1A = 'x'", want: []string{`6:5: services[0].env.1A: bad name: want the name of an environment variable`}},
+	{name: "NUL in an argument", text: "[[services]]\nname = 'a'\nexec = ['/a', \"\\u0000\"]", want: []string{`5:15: services[0].exec: "\u0000": want text without a NUL`}, beyond: true},
+	{name: "empty path", text: `kernel.file = ""`, want: []string{`3:15: kernel.file: "": want the path of a file`}, beyond: true},
+
+	{name: "key twice", text: "seed = 'a'\nseed = 'b'", want: []string{`4:1: seed: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "dotted key twice", text: "machine.memory = 512\nmachine . memory = 512", want: []string{`4:11: machine.memory: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "key in a table twice", text: "[kernel]\npackage = 'aa'\n\"package\" = 'bb'", want: []string{`5:1: kernel.package: given twice; keep one of the two, the first is in line 4`}, beyond: true},
+	{name: "key in an inline table twice", text: "root = { kind = 'initrd', kind = 'initrd' }", want: []string{`3:27: root.kind: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "table twice", text: "[kernel]\npackage = 'aa'\n[stub]\n[kernel]\nsuite = 7", want: []string{`6:2: kernel: given twice; keep one of the two, the first is in line 3`, `7:9: kernel.suite: is an integer: want a string; write "7"`}, beyond: true},
+	{name: "table after dotted key", text: "kernel.suite = 'x'\n[kernel]", want: []string{`4:2: kernel: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "table after value", text: "cmdline = []\n[cmdline.x]", want: []string{`4:2: cmdline: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "list of tables after list", text: "files = []\n[[files]]\npath = '/x'", want: []string{`4:3: files: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "table in an inline table", text: "kernel = { suite = 'x' }\n[kernel.x]", want: []string{`4:2: kernel: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "dotted key into a table", text: "[sources.x]\nsuite = 'x'\n[sources]\nx.mirror = []", want: []string{`6:1: sources.x: given twice; keep one of the two, the first is in line 3`}, beyond: true},
+	{name: "path twice", text: "[[files]]\npath = '/x'\ntext = ''\n[[files]]\npath = '/x'\ntext = 'y'", want: []string{`7:8: files[1].path: "/x" is in the list already: p.toml:4:8; keep one of the two`}, beyond: true},
+	{name: "module twice", text: `kernel.modules = ["a", "b", "a"]`, want: []string{`3:29: kernel.modules: "a" is in the list already: p.toml:3:19; keep one of the two`}},
+	{name: "module twice by append", text: `kernel.modules = { append = ["virtio_blk"] }`, want: []string{`3:30: kernel.modules: "virtio_blk" is in the list already: built-in profile vtpm:35:3; keep one of the two`}, beyond: true},
+	{name: "exclusive", text: "[kernel]\nfile = 'x'\nsuite = 'sid'\nmodules = []", want: []string{`5:1: kernel.suite: cannot stand beside kernel.file; keep one of the two`}},
+	{name: "exclusive, the other way round", text: "[[files]]\npath = '/x'\ntext = 'x'\nsource = 'x'", want: []string{`6:1: files[0].source: cannot stand beside files[0].text; keep one of the two`}},
+	{name: "no path", text: "[[files]]\ntext = 'x'", want: []string{`3:3: files[0]: path is missing`}},
+	{name: "misspelt path", text: "[[files]]\npaht = '/x'\ntext = 'x'", want: []string{`4:1: files[0].paht: unknown key; did you mean "path"?`}},
+
+	{name: "remove what is not there", text: `cmdline = { remove = ["console=tty1"] }`, want: []string{`3:23: cmdline: cannot remove "console=tty1": the list has no such entry; did you mean "console=tty0"?`}, beyond: true},
+	{name: "remove from a default", text: `agent.phases = { remove = ["redy"] }`, want: []string{`3:28: agent.phases: cannot remove "redy": the list has no such entry; did you mean "ready"?`}, beyond: true},
+	{name: "remove a file that is not there", text: `files = { remove = ["/x"] }`, want: []string{`3:21: files: cannot remove "/x": the list has no such entry`}, beyond: true},
+	{name: "remove an integer", text: `machine.vcpus = { remove = [4] }`, want: []string{`3:29: machine.vcpus: cannot remove 4: the list has no such entry`}, beyond: true},
+	{name: "another operation", text: `cmdline = { prepend = ["x"], apend = ["y"] }`, want: []string{
+		`3:13: cmdline.prepend: unknown key: want a list, or a table with append and remove`,
+		`3:30: cmdline.apend: unknown key: want a list, or a table with append and remove; did you mean "append"?`}},
+	{name: "append a string", text: `cmdline = { append = "x" }`, want: []string{`3:22: cmdline.append: is a string: want a list; write ["x"]`}},
+	{name: "remove tables", text: `files = { remove = [{ path = "/x" }] }`, want: []string{`3:21: files.remove: is a table: want a string`}},
+	{name: "empty by remove", text: `machine.vcpus = { remove = [1, 2] }`, want: []string{`3:17: machine.vcpus: is empty`}, beyond: true},
+	{name: "empty", text: `outputs.kinds = []`, want: []string{`3:17: outputs.kinds: is empty`}},
+
+	{name: "nothing", text: "schema = 1", want: []string{
+		"1:1: platform: is missing: What measures the guest: a virtual TPM, AMD SEV-SNP or Intel TDX.",
+		"1:1: seed: is missing: Every identifier of the image (partition and disk GUIDs, volume numbers) derives from this text and from content. It is no secret.",
+		"1:1: epoch: is missing: The only time in the image, in seconds since 1970, from 1980 (FAT) to 2106 (cpio). SOURCE_DATE_EPOCH overrides it.",
+		"1:1: kernel.package: is missing, or kernel.file",
+		"1:1: stub.package: is missing, or stub.file",
+		"1:1: firmware.code: is missing, or firmware.code_file",
+		"1:1: firmware.vars: is missing, or firmware.vars_file"}},
+	{name: "no sources", text: "schema = 1\nplatform = 'vtpm'\nseed = 'x'\nepoch = 1767225600\nkernel.package = 'linux'\nstub.file = 's'\nfirmware = { code = 'c', vars_file = 'v' }", want: []string{
+		`1:1: sources: is missing: there are packages to fetch; write [sources.debian] with suite = "trixie"`,
+		"7:12: firmware.package: is missing: code and vars are paths in it"}, beyond: true},
+	{name: "source without suite", text: "[sources.x]\nmirror = []", want: []string{"3:10: sources.x: suite is missing, or debs"}, beyond: true},
+	{name: "suite that a source's name hides", text: "sources.sid.suite = 'unstable'\nkernel.suite = 'sid'", want: []string{`4:16: kernel.suite: no source has suite "sid", and sources.sid has another; name the source differently`}, beyond: true},
+	{name: "own kernel without modules", text: "[kernel]\nfile = 'x'", want: []string{"3:2: kernel.modules_dir: is missing: kernel.file comes without modules; or write modules = [] when all are built in"}, beyond: true},
+	{name: "modules without kernel", text: "[kernel]\nmodules_dir = 'x'", want: []string{"3:2: kernel.package: is missing, or kernel.file", "4:15: kernel.modules_dir: wants kernel.file"}, beyond: true},
+	{name: "file without content", text: "[[files]]\npath = '/x'", want: []string{"3:3: files[0]: source is missing, or text"}, beyond: true},
+	{name: "file of the agent", text: "[[files]]\npath = '/etc/plinth/agent.json'\ntext = ''", want: []string{`4:8: files[0].path: "/etc/plinth" belongs to the agent or the kernel`}, beyond: true},
+	{name: "file in the place of the agent", text: "[[files]]\npath = '/init'\ntext = ''\n[[files]]\npath = '/initial'\ntext = ''", want: []string{`4:8: files[0].path: "/init" belongs to the agent or the kernel`}, beyond: true},
+	{name: "service without program", text: "[[services]]\nname = 'x'", want: []string{"3:3: services[0].exec: is missing: The program, by absolute path in the guest, and its arguments. No shell reads them."}, beyond: true},
+	{name: "service by relative path", text: "[[services]]\nname = 'x'\nexec = ['sh', '-c']", want: []string{`5:9: services[0].exec: "sh": want the absolute path of the program`}, beyond: true},
+	{name: "long command line", text: "cmdline = ['" + strings.Repeat("a", 2000) + "', '" + strings.Repeat("b", 47) + "']", want: []string{"3:11: cmdline: 2048 bytes: want at most 2047"}, beyond: true},
+	{name: "refused arguments", text: `cmdline = ["init=/bin/sh", "rdinit=/x", "initrd=x", "bootconfig", "initx", "bootconfig2"]`, want: []string{
+		`3:12: cmdline: "init=/bin/sh" is refused: PID 1 is the agent`,
+		`3:28: cmdline: "rdinit=/x" is refused: PID 1 is the agent`,
+		`3:41: cmdline: "initrd=x" is refused: it would add a file of the ESP, which the host can write, to the initrd`,
+		`3:53: cmdline: "bootconfig" is refused: it would take arguments from what is appended to the initrd, and the agent refuses to start then`}, beyond: true},
+	{name: "shell without debug", text: "agent.shell = true", want: []string{"3:15: agent.shell: wants agent.debug; add debug = true"}, beyond: true},
+	{name: "fw_cfg as a module", text: `kernel.modules = ["?qemu-fw_cfg"]`, want: []string{`3:19: kernel.modules: "?qemu-fw_cfg" is not loaded this way; write fw_cfg = true under [agent]`}, beyond: true},
+	{name: "level", text: "initrd = { compression = 'xz', level = 10 }", want: []string{`3:40: initrd.level: 10: want at most 9 with compression "xz"`}, beyond: true},
+	{name: "key without certificate", text: "secure_boot.key = 'k'", want: []string{"3:1: secure_boot.cert: is missing: secure_boot.key signs in its name"}, beyond: true},
+	{name: "certificate without key", text: "secure_boot.cert = 'c'", want: []string{"3:1: secure_boot.key: is missing: secure_boot.cert alone signs nothing"}, beyond: true},
+	{name: "nothing to enroll", text: "secure_boot = { enroll = true, pk = 'p', db = ['d'] }", want: []string{"3:26: secure_boot.enroll: has no certificate to enroll; add cert, or all of pk, kek and db"}, beyond: true},
+	{name: "phase that is not passed", text: `pcr_policy = { key = "k", phases = ["enter-initrd:sysinit"] }`, want: []string{`3:37: pcr_policy.phases: the agent never passes "enter-initrd:sysinit": see agent.phases`}, beyond: true},
+
+	{name: "no value", text: "seed =\n[machine]\nmemory = 'x'", want: []string{`3:7: unexpected character U+000A at start of value`, `5:10: machine.memory: is a string: want an integer`}, beyond: true},
+	{name: "no equals sign", text: "seed 'x'\nsedd = 1", want: []string{`3:6: expected '=' after key`, `4:1: sedd: unknown key; did you mean "seed"?`}, beyond: true},
+	{name: "lost header", text: "[machine\nmemory = 'x'\n[agent]\ndebug = 1", want: []string{`3:9: expected ']' to close table name`, `6:9: agent.debug: is an integer: want a boolean`}, beyond: true},
+	{name: "no quotes", text: "seed = abc\nepoch = 2d", want: []string{`3:8: unexpected character U+0061 'a' at start of value`, `4:10: strings must be quoted`}, beyond: true},
+	{name: "open list", text: "cmdline = [\n'a'", want: []string{`4:3: array is incomplete`}, beyond: true},
+	{name: "open string", text: "seed = 'ü", want: []string{`3:9: unterminated literal string`}, beyond: true},
+	{name: "octal mode without 0o", text: "[[files]]\nmode = 0644", want: []string{`3:3: files[0]: path is missing`, `4:8: integers cannot have leading zeroes`}, beyond: true},
+}
+
+func TestFaults(t *testing.T) {
+	for _, c := range faultRows {
+		text := withHead(c.text)
+		_, err := load(text, Options{})
+		want := "p.toml:" + strings.Join(c.want, "\np.toml:")
+		if f := (*Faults)(nil); !errors.As(err, &f) || err.Error() != want {
+			t.Errorf("%s:\n%s\ngot\n%v\nwant\n%s", c.name, text, err, want)
+		}
+	}
+}
+
+func withHead(text string) string {
+	if strings.Contains(text, "schema") {
+		return text
+	}
+	return head + text
+}
+
+// Every fault of a profile at once, those of its base included.
+func TestFaultsTogether(t *testing.T) {
+	_, err := Load(files(map[string]string{
+		"top.toml": `schema = 1
+extends = "base"
+platfrom = "vtpm"
+seed = 5
+cmdline = { append = ["a b"], remove = ["gone"] }
+[machine]
+memory = "12"
+vcpus = 3
+oops oops
+[[files]]
+path = "/x"
+path = "/y"
+mode = 0o644
+[root]
+kind = "veritty"
+`,
+		"base.toml": `schema = 1
+extends = "vtpm"
+epoch = 3
+[kernel]
+modlues = ["x"]
+file = "x"
+package = "linux"
+`}), "top.toml", Options{Set: []string{"machine.cpus=2"}, SourceDateEpoch: "x"})
+	want := `top.toml:3:1: platfrom: unknown key; did you mean "platform"?
+top.toml:4:8: seed: is an integer: want a string; write "5"
+top.toml:5:23: cmdline.append: "a b": want one kernel argument in ASCII, blanks only within double quotes
+top.toml:7:10: machine.memory: is a string: want an integer; write 12
+top.toml:8:9: machine.vcpus: is an integer: want a list; write [3]
+top.toml:9:6: expected '=' after key
+top.toml:12:1: files.path: given twice; keep one of the two, the first is in line 11
+top.toml:13:8: files[0].mode: is an integer: want a string; write "0644"
+top.toml:15:8: root.kind: "veritty": want "verity" or "initrd"; did you mean "verity"?
+base.toml:3:9: epoch: 3: want 315532800 to 4294967295
+base.toml:5:1: kernel.modlues: unknown key; did you mean "modules"?
+base.toml:7:1: kernel.package: cannot stand beside kernel.file; keep one of the two
+SOURCE_DATE_EPOCH: epoch: is a string: want an integer; write "x"
+--set machine.cpus=2: machine.cpus: unknown key; did you mean "cpu"?`
+	want = strings.Replace(want, `; write "x"`, "", 1)
+	if err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}
+
+func TestFaultString(t *testing.T) {
+	for _, c := range []struct {
+		f    Fault
+		want string
+	}{
+		{Fault{Origin{"a.toml", 3, 4}, "k", "is bad", "write b"}, "a.toml:3:4: k: is bad; write b"},
+		{Fault{Origin{Source: "--set x"}, "", "is bad", ""}, "--set x: is bad"},
+	} {
+		if got := c.f.String(); got != c.want {
+			t.Errorf("got %s, want %s", got, c.want)
+		}
+	}
+}
+
+func TestNearest(t *testing.T) {
+	names := []string{"package", "suite", "file", "modules", "modules_dir"}
+	for name, want := range map[string]string{
+		"pakcage": "package", "packages": "package", "Suite": "suite", "fil": "file", "modlues": "modules",
+		"module_dir": "modules_dir", "": "", "x": "", "sweets": "", "packagepackage": "",
+	} {
+		if got := nearest(name, names); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"abc", "acb", 1}, {"kitten", "sitting", 3}, {"äb", "b", 1}, {"ca", "abc", 3}} {
+		if got := editDistance(c.a, c.b); got != c.want {
+			t.Errorf("%q, %q: got %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}

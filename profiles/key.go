@@ -1,0 +1,275 @@
+package profiles
+
+import (
+	"fmt"
+	"io/fs"
+	"path"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode"
+)
+
+// kind is what a key holds.
+type kind int
+
+const (
+	kindString kind = iota
+	kindInteger
+	kindBool
+	kindList   // of strings or integers
+	kindTable  // with a fixed set of keys
+	kindMap    // table whose keys the profile chooses
+	kindTables // list of tables that one of their keys tells apart
+)
+
+// key describes a key of the format, or an element of one that holds several.
+type key struct {
+	name     string
+	path     string // dotted, [] after the name of a list of tables, * for a key of a map
+	kind     kind
+	doc      string
+	format   format
+	enum     []string
+	only     []string
+	min, max int64
+	bounded  bool // min and max apply
+	fallback *node
+
+	id, required, nonempty, unique bool
+
+	elem   *key   // of kindList, kindMap and kindTables
+	fields []*key // of kindTable, and of the elem of kindTables, in order of the struct
+	index  int    // field of the struct
+	goType reflect.Type
+
+	excludes map[string]bool
+}
+
+// format is the form of a string: a pattern for the schema, a check for what no pattern says, or both.
+type format struct {
+	name    string
+	says    string // what the value is, after "want"
+	pattern *regexp.Regexp
+	check   func(string) bool
+	host    bool // a path on the building host
+}
+
+func (f format) ok(s string) bool {
+	return (f.pattern == nil || f.pattern.MatchString(s)) && (f.check == nil || f.check(s))
+}
+
+// formats are the forms that the struct tags name. Patterns keep to what RE2 and ECMAScript share.
+var formats = makeFormats(
+	format{name: "name", says: "lower-case letters, digits and ._+-, a letter or digit first", pattern: regexp.MustCompile(`^[a-z0-9][a-z0-9._+-]*$`)},
+	format{name: "profile", says: "the name of a profile or a path that ends in .toml", check: printable},
+	format{name: "line", says: "a line of text", check: printable},
+	format{name: "argument", says: "one kernel argument in ASCII, blanks only within double quotes", pattern: regexp.MustCompile(`^([!#-~]|"[ !#-~]*")+$`)},
+	format{name: "suite", says: "letters, digits and ._/-, a letter or digit first", pattern: regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]*$`)},
+	format{name: "url", says: "an http or https URL", pattern: regexp.MustCompile(`^https?://[!-~]+$`)},
+	format{name: "package", says: "the name of a Debian package", pattern: regexp.MustCompile(`^[a-z0-9][a-z0-9.+-]+$`)},
+	format{name: "file", says: "the path of a file", check: printable, host: true},
+	format{name: "member", says: "a path in the package, without a leading slash", check: func(s string) bool { return fs.ValidPath(s) && s != "." && printable(s) }},
+	format{name: "guest", says: "an absolute path without . or .. parts", pattern: regexp.MustCompile(`^/`), check: func(s string) bool { return s != "/" && path.Clean(s) == s && printable(s) }},
+	format{name: "mode", says: `octal digits in quotes, as in "0644"`, pattern: regexp.MustCompile(`^0[0-7]{3,4}$`)},
+	format{name: "owner", says: `numbers, as in "0:0"`, pattern: regexp.MustCompile(`^[0-9]{1,9}:[0-9]{1,9}$`)},
+	format{name: "module", says: "the name or alias of a module", pattern: regexp.MustCompile(`^[?]?[A-Za-z0-9][A-Za-z0-9_:*.,-]*$`)},
+	format{name: "word", says: "text without a NUL", check: func(s string) bool { return !strings.Contains(s, "\x00") }},
+	format{name: "variable", says: "the name of an environment variable", pattern: regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)},
+	format{name: "phase", says: "lower-case letters, digits and -", pattern: regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)},
+	format{name: "phases", says: "phases joined by colons", pattern: regexp.MustCompile(`^[a-z0-9][a-z0-9-]*(:[a-z0-9][a-z0-9-]*)*$`)},
+	format{name: "machine", says: `"q35" or one of its versions, as in "pc-q35-7.2"`, pattern: regexp.MustCompile(`^(q35|pc-q35-[0-9]+[.][0-9]+)$`)},
+	format{name: "cpu", says: "a QEMU CPU model", pattern: regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._,+=-]*$`)},
+)
+
+func makeFormats(list ...format) map[string]format {
+	m := map[string]format{}
+	for _, f := range list {
+		m[f.name] = f
+	}
+	return m
+}
+
+func printable(s string) bool {
+	return s != "" && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
+// table is the profile itself, the key that all others are below of.
+var table = sync.OnceValue(func() *key {
+	return structKey(&key{kind: kindTable, goType: reflect.TypeFor[Profile]()})
+})
+
+// structKey fills in the fields of k from the tags of its type.
+func structKey(k *key) *key {
+	for i := range k.goType.NumField() {
+		f := k.goType.Field(i)
+		if name, _, _ := strings.Cut(f.Tag.Get("toml"), ","); f.IsExported() && name != "-" {
+			k.fields = append(k.fields, fieldKey(f, i, k.path))
+		}
+	}
+	for _, f := range k.fields { // exclusion goes both ways
+		for name := range f.excludes {
+			k.field(name).excludes[f.name] = true
+		}
+	}
+	return k
+}
+
+// fieldKey reads the tags of one field. A wrong tag is a mistake in this package, hence a panic; the tests read every tag.
+func fieldKey(f reflect.StructField, index int, parent string) *key {
+	name, options, _ := strings.Cut(f.Tag.Get("toml"), ",")
+	k := &key{name: name, path: join(parent, name), doc: f.Tag.Get("doc"), index: index, goType: f.Type, excludes: map[string]bool{}}
+	for _, o := range strings.Split(options, ",") {
+		switch o {
+		case "id":
+			k.id = true
+		case "required":
+			k.required = true
+		case "nonempty":
+			k.nonempty = true
+		case "unique":
+			k.unique = true
+		}
+	}
+	for _, e := range strings.Fields(f.Tag.Get("excludes")) {
+		k.excludes[e] = true
+	}
+	k.setType(f)
+	if text := f.Tag.Get("default"); text != "" {
+		k.fallback = defaultNode(text)
+	}
+	return k
+}
+
+func (k *key) setType(f reflect.StructField) {
+	switch f.Type.Kind() {
+	case reflect.Struct:
+		k.kind = kindTable
+		structKey(k)
+	case reflect.Map:
+		k.kind = kindMap
+		k.format = formatOf(f)
+		k.elem = elemKey(k, k.path+".*")
+	case reflect.Slice:
+		if f.Type.Elem().Kind() == reflect.Struct {
+			k.kind = kindTables
+			k.elem = elemKey(k, k.path+"[]")
+			return
+		}
+		k.kind = kindList
+		k.elem = elemKey(k, k.path)
+		k.elem.setValue(f)
+	default:
+		k.setValue(f)
+	}
+}
+
+// elemKey describes an element of k.
+func elemKey(k *key, path string) *key {
+	e := &key{path: path, goType: k.goType.Elem(), doc: k.doc, kind: scalarKind(k.goType.Elem())}
+	if e.goType.Kind() == reflect.Struct {
+		e.kind = kindTable
+		structKey(e)
+	} else if k.kind == kindMap {
+		e.format = formats["word"]
+	}
+	return e
+}
+
+// setValue reads the tags that bound a scalar.
+func (k *key) setValue(f reflect.StructField) {
+	k.kind = scalarKind(k.goType)
+	k.format = formatOf(f)
+	if enum := f.Tag.Get("enum"); enum != "" {
+		k.enum = strings.Split(enum, "|")
+	}
+	if only := f.Tag.Get("only"); only != "" {
+		k.only = strings.Split(only, "|")
+	}
+	if f.Tag.Get("max") != "" {
+		k.min, k.max, k.bounded = mustInt(f, "min"), mustInt(f, "max"), true
+	}
+}
+
+func scalarKind(t reflect.Type) kind {
+	switch t.Kind() {
+	case reflect.Int, reflect.Int64:
+		return kindInteger
+	case reflect.Bool:
+		return kindBool
+	}
+	return kindString
+}
+
+func formatOf(f reflect.StructField) format {
+	name := f.Tag.Get("format")
+	if _, ok := formats[name]; !ok && name != "" {
+		panic(fmt.Sprintf("profiles: %s: no format %q", f.Name, name))
+	}
+	return formats[name]
+}
+
+func mustInt(f reflect.StructField, tag string) int64 {
+	n, err := strconv.ParseInt(f.Tag.Get(tag), 10, 64)
+	if err != nil {
+		panic(fmt.Sprintf("profiles: %s: %s: %v", f.Name, tag, err))
+	}
+	return n
+}
+
+func defaultNode(text string) *node {
+	var faults faultList
+	n := parse([]byte("v = "+text), Origin{Source: "default"}, &faults).table["v"]
+	if len(faults.list) > 0 {
+		panic("profiles: default " + text + ": " + lines(faults.list))
+	}
+	return n
+}
+
+// field returns the key of that name, or nil.
+func (k *key) field(name string) *key {
+	for _, f := range k.fields {
+		if f.name == name {
+			return f
+		}
+	}
+	return nil
+}
+
+// idField returns the key that tells apart the tables of a list.
+func (k *key) idField() *key {
+	for _, f := range k.elem.fields {
+		if f.id {
+			return f
+		}
+	}
+	panic("profiles: " + k.path + ": no key has ,id")
+}
+
+func (k *key) names() []string {
+	names := make([]string, len(k.fields))
+	for i, f := range k.fields {
+		names[i] = f.name
+	}
+	return names
+}
+
+// walk calls f for k and every key below it, in the order of the structs.
+func (k *key) walk(f func(*key)) {
+	f(k)
+	if k.elem != nil && len(k.elem.fields) > 0 {
+		k.elem.walk(f)
+	}
+	for _, c := range k.fields {
+		c.walk(f)
+	}
+}
+
+func join(parent, name string) string {
+	if parent == "" {
+		return name
+	}
+	return parent + "." + name
+}

@@ -1,0 +1,224 @@
+// Package profiles reads profiles: the TOML files that say what an image is.
+//
+// The struct tags below are the one table behind the parser, the JSON Schema, the
+// explanation of values and the reference in docs/profiles.md:
+//
+//	toml      name of the key; ",id" marks the key that identifies an entry of a list of tables,
+//	          ",required" one that the resolved profile must have, ",nonempty" a list that must not
+//	          be empty, ",unique" a list without duplicates
+//	default   TOML value of a key that no file gives
+//	enum      values that exist; only: those of them that this version builds
+//	format    entry of the formats table
+//	min, max  bounds of an integer
+//	excludes  keys of the same table that cannot stand beside this one
+//	doc       what the key means, in Markdown
+package profiles
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Profile is a resolved profile: bases merged, overrides applied, defaults filled in.
+// Paths of the building host are relative to the working directory, or absolute; a profile writes them relative to its own file.
+type Profile struct {
+	Schema   int               `toml:"schema" min:"1" max:"1" doc:"Version of the profile format: 1. Every profile says it."`
+	Extends  string            `toml:"extends" format:"profile" doc:"Profile that this one adds to: the name of one beside this file or built in, or a path ending in .toml relative to this file."`
+	Arch     string            `toml:"arch" default:"'amd64'" format:"name" only:"amd64" doc:"Machine architecture, as Debian calls it."`
+	Platform string            `toml:"platform,required" enum:"vtpm|snp|tdx" only:"vtpm" doc:"What measures the guest: a virtual TPM, AMD SEV-SNP or Intel TDX."`
+	Seed     string            `toml:"seed,required" format:"line" doc:"Every identifier of the image (partition and disk GUIDs, volume numbers) derives from this text and from content. It is no secret."`
+	Epoch    int64             `toml:"epoch,required" min:"315532800" max:"4294967295" doc:"The only time in the image, in seconds since 1970, from 1980 (FAT) to 2106 (cpio). SOURCE_DATE_EPOCH overrides it."`
+	Cmdline  []string          `toml:"cmdline" format:"argument" doc:"Kernel command line, one argument each; a blank only within double quotes. At most 2047 bytes in all."`
+	Sources  map[string]Source `toml:"sources" format:"name" doc:"Where packages come from. All of them are searched; the newest version of a package wins."`
+	Kernel   Kernel            `toml:"kernel" doc:"The kernel and its modules."`
+	Stub     Stub              `toml:"stub" doc:"systemd-stub, the EFI program that the kernel, initrd and command line are added to."`
+	Firmware Firmware          `toml:"firmware" doc:"The firmware the guest is measured and started with."`
+	Initrd   Initrd            `toml:"initrd" doc:"How the initrd is packed."`
+	Root     Root              `toml:"root" doc:"The root file system."`
+	Files    []File            `toml:"files" doc:"Files added to the root file system, one table each; an entry of the same path in an extended profile is changed."`
+	Services []Service         `toml:"services" doc:"Programs that the agent starts and supervises, in this order; an entry of the same name in an extended profile is changed."`
+	Agent    Agent             `toml:"agent" doc:"PID 1 of the guest."`
+
+	SecureBoot SecureBoot `toml:"secure_boot" doc:"Authenticode signature of the image and the keys that the firmware checks it with. Absent: unsigned."`
+	PCRPolicy  PCRPolicy  `toml:"pcr_policy" doc:"Signed PCR 11 policy, as systemd-measure makes it. Absent: none."`
+	Machine    Machine    `toml:"machine" doc:"The virtual machine that boot runs and measure predicts."`
+	Outputs    Outputs    `toml:"outputs" doc:"What a build writes."`
+
+	// Name is the file's name without .toml.
+	Name string `toml:"-"`
+	// Origin says which profile was taken: a path, or "built-in profile NAME".
+	Origin string `toml:"-"`
+	// Dir is the directory of the profile's file; empty when built in.
+	Dir string `toml:"-"`
+	// Stock is true for a profile that comes with plinth: the built-in one, or a file with the same bytes.
+	Stock bool `toml:"-"`
+
+	tree *node
+}
+
+// Source is a suite of a Debian archive, or a directory of .deb files.
+type Source struct {
+	Suite           string   `toml:"suite" format:"suite" doc:"Suite, as the archive's InRelease file calls it."`
+	Components      []string `toml:"components,unique" default:"['main']" format:"suite" doc:"Components of the suite."`
+	Mirror          []string `toml:"mirror" format:"url" doc:"Archive roots, tried in this order. Absent: the host's own apt configuration. --mirror and PLINTH_MIRROR come first."`
+	Keyring         string   `toml:"keyring" format:"file" doc:"OpenPGP public keys, one of which must have signed InRelease. Absent: the Debian archive keys that come with plinth."`
+	CheckValidUntil bool     `toml:"check_valid_until" default:"true" doc:"Refuse, when the lock is made, an InRelease file past its Valid-Until; false for an archive of old versions."`
+	Debs            string   `toml:"debs" format:"file" excludes:"suite components mirror keyring check_valid_until" doc:"Directory of .deb files that serves as a source. They are locked by digest; nobody signs for them."`
+
+	Name string `toml:"-"`
+}
+
+// Kernel comes from a package or from a file.
+type Kernel struct {
+	Package    string   `toml:"package" format:"package" doc:"Package with boot/vmlinuz-* and its modules, or a meta package that depends on one."`
+	Suite      string   `toml:"suite" format:"suite" doc:"Take the package from this suite alone. A suite that no source names is read with defaults."`
+	File       string   `toml:"file" format:"file" excludes:"package suite" doc:"A kernel of one's own, bzImage, instead of a package."`
+	ModulesDir string   `toml:"modules_dir" format:"file" excludes:"package suite" doc:"Module directory of that kernel, as make modules_install leaves it (lib/modules/RELEASE)."`
+	Modules    []string `toml:"modules,unique" format:"module" doc:"Modules or aliases that the agent loads; what they depend on comes along. A leading ? marks one that the kernel may lack."`
+}
+
+// Stub comes from a package or from a file.
+type Stub struct {
+	Package string `toml:"package" format:"package" doc:"Package with linuxx64.efi.stub."`
+	Suite   string `toml:"suite" format:"suite" doc:"As kernel.suite."`
+	File    string `toml:"file" format:"file" excludes:"package suite" doc:"A stub of one's own instead of a package."`
+}
+
+// Firmware comes from a package, from files, or one half from each.
+type Firmware struct {
+	Package  string `toml:"package" format:"package" doc:"Package with the files that code and vars name."`
+	Suite    string `toml:"suite" format:"suite" doc:"As kernel.suite."`
+	Code     string `toml:"code" format:"member" doc:"Path of the code image in the package."`
+	Vars     string `toml:"vars" format:"member" doc:"Path of the empty variable store in the package."`
+	CodeFile string `toml:"code_file" format:"file" excludes:"code" doc:"A code image of one's own."`
+	VarsFile string `toml:"vars_file" format:"file" excludes:"vars" doc:"A variable store of one's own, for instance one with keys enrolled."`
+}
+
+// Initrd is how the initrd is packed.
+type Initrd struct {
+	Compression string `toml:"compression" default:"'zstd'" enum:"none|gzip|zstd|xz" doc:"Compression of the initrd."`
+	Level       int    `toml:"level" min:"0" max:"22" doc:"Compression level: gzip 1 to 9, zstd 1 to 22, xz 1 to 9. 0 is the compressor's own default."`
+}
+
+// Root is the root file system.
+type Root struct {
+	Kind     string   `toml:"kind" default:"'initrd'" enum:"verity|initrd" only:"initrd" doc:"initrd: the initrd is the root. verity: EROFS with dm-verity on the disk."`
+	Packages []string `toml:"packages,unique" format:"package" doc:"Packages unpacked into the root, with all that they depend on. Their maintainer scripts do not run."`
+}
+
+// File is a file of the guest; its content comes from exactly one of Source and Text.
+type File struct {
+	Path   string `toml:"path,id" format:"guest" doc:"Absolute path in the guest."`
+	Source string `toml:"source" format:"file" excludes:"text" doc:"File with the content."`
+	Text   string `toml:"text" doc:"The content itself."`
+	Mode   string `toml:"mode" default:"'0644'" format:"mode" doc:"Permissions, in octal digits."`
+	Owner  string `toml:"owner" default:"'0:0'" format:"owner" doc:"Numeric user and group, UID:GID."`
+}
+
+// Service is a program that the agent starts.
+type Service struct {
+	Name string            `toml:"name,id" format:"name" doc:"Name of the service, in reports and on the console."`
+	Exec []string          `toml:"exec,nonempty" format:"word" doc:"The program, by absolute path in the guest, and its arguments. No shell reads them."`
+	Env  map[string]string `toml:"env" format:"variable" doc:"Environment; nothing is inherited."`
+}
+
+// Agent is what PID 1 does beyond its fixed stages.
+type Agent struct {
+	Phases []string `toml:"phases,unique" default:"['enter-initrd', 'leave-initrd', 'sysinit', 'ready']" format:"phase" doc:"Boot phases that the agent extends into PCR 11, each when it is reached, in this order. Empty: none."`
+	FWCfg  bool     `toml:"fw_cfg" default:"false" doc:"Load the qemu_fw_cfg module. It shows the guest whatever the host puts there, unmeasured."`
+	Debug  bool     `toml:"debug" default:"false" doc:"Say what is wrong with the boot and go on, instead of stopping. Not for a guest with secrets."`
+	Shell  bool     `toml:"shell" default:"false" doc:"Start a shell on the console. Wants debug."`
+}
+
+// SecureBoot is the signature of the image and the keys in the firmware's variable store.
+type SecureBoot struct {
+	Key    string   `toml:"key" format:"file" doc:"Private key that signs the image, PEM (PKCS #8)."`
+	Cert   string   `toml:"cert" format:"file" doc:"Certificate of that key, PEM."`
+	Enroll bool     `toml:"enroll" default:"false" doc:"Write pk, kek and db into the image's variable store and turn Secure Boot on."`
+	PK     string   `toml:"pk" format:"file" doc:"Certificate enrolled as platform key. Absent: cert."`
+	KEK    []string `toml:"kek,unique" format:"file" doc:"Certificates enrolled as key exchange keys. Absent: cert."`
+	DB     []string `toml:"db,unique" format:"file" doc:"Certificates that may sign what the firmware starts. Absent: cert."`
+}
+
+// PCRPolicy is the .pcrsig section. It is off while Key is empty.
+type PCRPolicy struct {
+	Key    string   `toml:"key" format:"file" doc:"RSA private key that signs the policy, PEM (PKCS #8). Its public half becomes .pcrpkey."`
+	Banks  []string `toml:"banks,unique,nonempty" default:"['sha256']" enum:"sha1|sha256|sha384|sha512" doc:"PCR banks to sign for."`
+	Phases []string `toml:"phases,unique" format:"phases" doc:"Phase paths to sign for, as in enter-initrd:leave-initrd. Absent: every point that agent.phases passes."`
+}
+
+// Machine is the virtual machine: what runs and what is predicted.
+type Machine struct {
+	Type   string `toml:"type" default:"'q35'" format:"machine" doc:"QEMU machine type."`
+	CPU    string `toml:"cpu" default:"'max'" format:"cpu" doc:"QEMU CPU model."`
+	VCPUs  []int  `toml:"vcpus,unique,nonempty" default:"[1]" min:"1" max:"288" doc:"Numbers of virtual CPUs to predict for; boot takes the first."`
+	Memory int    `toml:"memory" default:"1024" min:"128" max:"1048576" doc:"Memory in MiB."`
+}
+
+// Outputs is what a build writes beside the files it always writes.
+type Outputs struct {
+	Kinds []string `toml:"kinds,unique,nonempty" default:"['raw']" enum:"raw" doc:"Disk image formats."`
+}
+
+// Perm returns the permission bits of f, set-user-id, set-group-id and sticky included.
+func (f File) Perm() uint32 {
+	m, _ := strconv.ParseUint(f.Mode, 8, 32) // the format was checked when f was read
+	return uint32(m)
+}
+
+// IDs returns the user and group of f.
+func (f File) IDs() (uid, gid uint32) {
+	u, g, _ := strings.Cut(f.Owner, ":")
+	ui, _ := strconv.ParseUint(u, 10, 32)
+	gi, _ := strconv.ParseUint(g, 10, 32)
+	return uint32(ui), uint32(gi)
+}
+
+// Enrolled returns the certificates to enroll: those given, else the one that signs.
+func (s SecureBoot) Enrolled() (pk string, kek, db []string) {
+	or := func(list []string) []string {
+		if len(list) == 0 && s.Cert != "" {
+			return []string{s.Cert}
+		}
+		return list
+	}
+	return cmp.Or(s.PK, s.Cert), or(s.KEK), or(s.DB)
+}
+
+// PhasePaths returns the phase paths that the PCR policy is signed for, as systemd-measure writes them.
+func (p *Profile) PhasePaths() []string {
+	if len(p.PCRPolicy.Phases) > 0 {
+		return p.PCRPolicy.Phases
+	}
+	return passed(p.Agent.Phases)
+}
+
+// passed returns the phase path at each point of the boot that phases lead to; the empty one when there are none.
+func passed(phases []string) []string {
+	if len(phases) == 0 {
+		return []string{""}
+	}
+	paths := make([]string, len(phases))
+	for i := range phases {
+		paths[i] = strings.Join(phases[:i+1], ":")
+	}
+	return paths
+}
+
+// SourcesFor returns the sources to search for a package, sorted by name: all of them when suite is empty, else
+// those of that suite. A suite that no source names gives one source with defaults, called like the suite.
+func (p *Profile) SourcesFor(suite string) []Source {
+	var found []Source
+	for _, s := range p.Sources {
+		if suite == "" || s.Suite == suite {
+			found = append(found, s)
+		}
+	}
+	if found == nil && suite != "" {
+		return []Source{{Name: suite, Suite: suite, Components: []string{"main"}, CheckValidUntil: true}}
+	}
+	slices.SortFunc(found, func(a, b Source) int { return strings.Compare(a.Name, b.Name) })
+	return found
+}

@@ -1,0 +1,182 @@
+package profiles
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+)
+
+// maxCmdline is the most that an x86 kernel takes: COMMAND_LINE_SIZE is 2048 with the NUL (Linux, arch/x86/include/asm/setup.h).
+const maxCmdline = 2047
+
+// reserved are the paths of the guest that the agent or the kernel owns: a file put there would be hidden or break the boot.
+var reserved = []string{"/init", "/etc/plinth", "/usr/lib/plinth", "/.extra", "/dev", "/proc", "/run", "/sys"}
+
+// refused are kernel arguments that would undo what the image is for.
+var refused = []struct{ argument, reason string }{
+	{"init=", "PID 1 is the agent"},
+	{"rdinit=", "PID 1 is the agent"},
+	{"initrd=", "it would add a file of the ESP, which the host can write, to the initrd"},
+	{"bootconfig", "it would take arguments from what is appended to the initrd, and the agent refuses to start then"},
+}
+
+// maxLevel is the highest compression level, by compression.
+var maxLevel = map[string]int{"none": 0, "gzip": 9, "zstd": 22, "xz": 9}
+
+// rules judges a decoded profile by what no single key shows.
+type rules struct {
+	*Profile
+	faults *faultList
+}
+
+// spot is a place in a profile: keys, and indices of lists.
+type spot []any
+
+func (r *rules) judge() {
+	r.sources()
+	r.kernel()
+	r.firmware()
+	r.suites()
+	r.files()
+	r.cmdline()
+	r.agent()
+	r.signing()
+}
+
+// fault reports what is wrong at s, and places it at the innermost value there that the profile has.
+func (r *rules) fault(s spot, suggestion, format string, args ...any) {
+	n, at, there := r.tree, "", true
+	for _, step := range s {
+		var next *node
+		switch step := step.(type) {
+		case string:
+			at, next = join(at, step), n.table[step]
+		case int:
+			if next = n.list[step]; next.kind == nodeTable {
+				at = fmt.Sprintf("%s[%d]", at, step)
+			}
+		}
+		if there = there && next != nil; there {
+			n = next
+		}
+	}
+	r.faults.add(n.origin, at, suggestion, format, args...)
+}
+
+func (r *rules) sources() {
+	for _, name := range slices.Sorted(maps.Keys(r.Sources)) {
+		if s := r.Sources[name]; s.Suite == "" && s.Debs == "" && r.faults.sound("sources.*.suite", "sources.*.debs") {
+			r.fault(spot{"sources", name}, "", "suite is missing, or debs")
+		}
+	}
+	packages := r.Kernel.Package + r.Stub.Package + r.Firmware.Package + strings.Join(r.Root.Packages, "")
+	if packages != "" && len(r.Sources) == 0 && r.faults.sound("sources") {
+		r.fault(spot{"sources"}, `write [sources.debian] with suite = "trixie"`, "is missing: there are packages to fetch")
+	}
+}
+
+func (r *rules) kernel() {
+	k := r.Kernel
+	if k.Package == "" && k.File == "" && r.faults.sound("kernel.package", "kernel.file") {
+		r.fault(spot{"kernel", "package"}, "", "is missing, or kernel.file")
+	}
+	if k.File == "" && k.ModulesDir != "" && r.faults.sound("kernel.file") {
+		r.fault(spot{"kernel", "modules_dir"}, "", "wants kernel.file")
+	}
+	if k.File != "" && k.ModulesDir == "" && len(k.Modules) > 0 && r.faults.sound("kernel.modules_dir", "kernel.modules") {
+		r.fault(spot{"kernel", "modules_dir"}, "or write modules = [] when all are built in", "is missing: kernel.file comes without modules")
+	}
+	if s := r.Stub; s.Package == "" && s.File == "" && r.faults.sound("stub.package", "stub.file") {
+		r.fault(spot{"stub", "package"}, "", "is missing, or stub.file")
+	}
+}
+
+func (r *rules) firmware() {
+	f := r.Firmware
+	if f.Code == "" && f.CodeFile == "" && r.faults.sound("firmware.code", "firmware.code_file") {
+		r.fault(spot{"firmware", "code"}, "", "is missing, or firmware.code_file")
+	}
+	if f.Vars == "" && f.VarsFile == "" && r.faults.sound("firmware.vars", "firmware.vars_file") {
+		r.fault(spot{"firmware", "vars"}, "", "is missing, or firmware.vars_file")
+	}
+	if f.Package == "" && f.Code+f.Vars != "" && r.faults.sound("firmware.package") {
+		r.fault(spot{"firmware", "package"}, "", "is missing: code and vars are paths in it")
+	}
+}
+
+// suites reports a suite that no source has and whose name a source of another suite took.
+func (r *rules) suites() {
+	for _, c := range []struct{ table, suite string }{{"kernel", r.Kernel.Suite}, {"stub", r.Stub.Suite}, {"firmware", r.Firmware.Suite}} {
+		found := r.SourcesFor(c.suite)
+		if s, taken := r.Sources[c.suite]; taken && s.Suite != c.suite && len(found) == 1 && found[0].Name == c.suite {
+			r.fault(spot{c.table, "suite"}, "name the source differently", "no source has suite %s, and sources.%s has another", quote(c.suite), c.suite)
+		}
+	}
+}
+
+func (r *rules) files() {
+	for i, f := range r.Files {
+		table := r.tree.table["files"].list[i].table
+		if table["source"] == nil && table["text"] == nil && r.faults.sound("files[].source", "files[].text") {
+			r.fault(spot{"files", i}, "", "source is missing, or text")
+		}
+		for _, p := range reserved {
+			if f.Path == p || strings.HasPrefix(f.Path, p+"/") {
+				r.fault(spot{"files", i, "path"}, "", "%s belongs to the agent or the kernel", quote(p))
+			}
+		}
+	}
+	for i, s := range r.Services {
+		if len(s.Exec) > 0 && !path.IsAbs(s.Exec[0]) && r.faults.sound("services[].exec") {
+			r.fault(spot{"services", i, "exec", 0}, "", "%s: want the absolute path of the program", quote(s.Exec[0]))
+		}
+	}
+}
+
+func (r *rules) cmdline() {
+	if n := len(strings.Join(r.Cmdline, " ")); n > maxCmdline {
+		r.fault(spot{"cmdline"}, "", "%d bytes: want at most %d", n, maxCmdline)
+	}
+	for i, a := range r.Cmdline {
+		for _, f := range refused {
+			if a == f.argument || strings.HasSuffix(f.argument, "=") && strings.HasPrefix(a, f.argument) {
+				r.fault(spot{"cmdline", i}, "", "%s is refused: %s", quote(a), f.reason)
+			}
+		}
+	}
+}
+
+func (r *rules) agent() {
+	if r.Agent.Shell && !r.Agent.Debug && r.faults.sound("agent.debug") {
+		r.fault(spot{"agent", "shell"}, "add debug = true", "wants agent.debug")
+	}
+	for i, m := range r.Kernel.Modules {
+		if name := strings.ReplaceAll(strings.TrimPrefix(m, "?"), "-", "_"); name == "qemu_fw_cfg" {
+			r.fault(spot{"kernel", "modules", i}, "write fw_cfg = true under [agent]", "%s is not loaded this way", quote(m))
+		}
+	}
+	if i := r.Initrd; i.Level > maxLevel[i.Compression] && r.faults.sound("initrd.compression") {
+		r.fault(spot{"initrd", "level"}, "", "%d: want at most %d with compression %s", i.Level, maxLevel[i.Compression], quote(i.Compression))
+	}
+}
+
+func (r *rules) signing() {
+	s := r.SecureBoot
+	if s.Key != "" && s.Cert == "" && r.faults.sound("secure_boot.cert") {
+		r.fault(spot{"secure_boot", "cert"}, "", "is missing: secure_boot.key signs in its name")
+	}
+	if s.Key == "" && s.Cert != "" && r.faults.sound("secure_boot.key") {
+		r.fault(spot{"secure_boot", "key"}, "", "is missing: secure_boot.cert alone signs nothing")
+	}
+	if pk, kek, db := s.Enrolled(); s.Enroll && (pk == "" || len(kek) == 0 || len(db) == 0) && r.faults.sound("secure_boot.cert", "secure_boot.pk", "secure_boot.kek", "secure_boot.db") {
+		r.fault(spot{"secure_boot", "enroll"}, "add cert, or all of pk, kek and db", "has no certificate to enroll")
+	}
+	reached := passed(r.Agent.Phases)
+	for i, p := range r.PCRPolicy.Phases {
+		if !slices.Contains(reached, p) && r.faults.sound("agent.phases") {
+			r.fault(spot{"pcr_policy", "phases", i}, didYouMean(p, reached), "the agent never passes %s: see agent.phases", quote(p))
+		}
+	}
+}
