@@ -1,0 +1,24 @@
+module github.com/plinth-os/plinth/internal/oracle
+
+go 1.26.0
+
+toolchain go1.26.8
+
+require (
+	github.com/foxboron/go-uefi v0.0.0-20251010190908-d29549a44f29
+	github.com/plinth-os/plinth v0.0.0
+	github.com/saferwall/pe v1.6.5
+)
+
+require (
+	github.com/ayoubfaouzi/pkcs7 v0.2.3 // indirect
+	github.com/edsrzf/mmap-go v1.1.0 // indirect
+	github.com/google/go-eventlog v0.0.3-0.20260617163629-883cc5652c69 // indirect
+	github.com/pkg/errors v0.9.1 // indirect
+	github.com/spf13/afero v1.9.3 // indirect
+	golang.org/x/crypto v0.45.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/text v0.31.0 // indirect
+)
+
+replace github.com/plinth-os/plinth => ../..
