@@ -26,8 +26,8 @@ func FromUUID(u [16]byte) GUID {
 func ParseGUID(text string) (GUID, error) {
 	var u [16]byte
 	digits := strings.ReplaceAll(text, "-", "")
-	if n, err := hex.Decode(u[:min(len(digits)/2, 16)], []byte(digits[:min(len(digits), 32)])); err != nil || n != 16 ||
-		!strings.EqualFold(FromUUID(u).String(), text) {
+	hex.Decode(u[:], []byte(digits[:min(len(digits), 32)])) // what is wrong shows when it is written again
+	if !strings.EqualFold(FromUUID(u).String(), text) {
 		return GUID{}, fmt.Errorf("gpt: GUID %q: want 8-4-4-4-12 hexadecimal digits", text)
 	}
 	return FromUUID(u), nil

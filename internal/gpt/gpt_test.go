@@ -147,6 +147,7 @@ func TestReadRefuses(t *testing.T) {
 		{"backup is primary", func(b []byte) { le.PutUint64(h(b)[32:], 1) }, []int{1}, "other header at LBA 1 "},
 		{"backup elsewhere", func(b []byte) { le.PutUint64(h(b)[32:], 5) }, []int{1}, "backup: LBA 5"},
 		{"entry size 0", func(b []byte) { le.PutUint32(h(b)[84:], 0) }, []int{1}, "entry size is 0"},
+		{"entry size 192", func(b []byte) { le.PutUint32(h(b)[84:], 192) }, []int{1}, "entry size is 192"},
 		{"entry size 384", func(b []byte) { le.PutUint32(h(b)[84:], 384) }, []int{1}, "entry size is 384"},
 		{"no entries", func(b []byte) { le.PutUint32(h(b)[80:], 0) }, []int{1}, "0 entries"},
 		{"many entries", func(b []byte) { le.PutUint32(h(b)[80:], 1<<31) }, []int{1}, "2147483648 entries"},
@@ -157,6 +158,8 @@ func TestReadRefuses(t *testing.T) {
 		{"usable area", func(b []byte) { le.PutUint64(h(b)[48:], sectors) }, []int{1}, "usable area"},
 		{"usable area reversed", func(b []byte) { le.PutUint64(h(b)[40:], sectors-5); le.PutUint64(h(b)[48:], 34) }, []int{1}, "usable area"},
 		{"MBR signature", func(b []byte) { b[510] = 0 }, nil, "MBR: is not protective"},
+		{"MBR signature's end", func(b []byte) { b[511] = 0 }, nil, "MBR: is not protective"},
+		{"MBR start", func(b []byte) { b[454] = 2 }, nil, "MBR: is not protective"},
 		{"MBR type", func(b []byte) { b[450] = 0x0c }, nil, "MBR: is not protective"},
 		{"backup checksum", func(b []byte) { b[last*512+40]++ }, nil, "backup: header: CRC-32"},
 		{"backup's other", func(b []byte) { le.PutUint64(b[last*512+32:], 2) }, []int{last}, "names LBA 2"},
@@ -184,12 +187,14 @@ func TestReadShort(t *testing.T) {
 		if _, err := read(b[:n]); err == nil {
 			t.Errorf("disk cut to %d bytes was read", n)
 		}
-		if _, err := Read(bytes.NewReader(b[:n]), int64(len(b))); err == nil {
-			t.Errorf("disk of %d bytes said to have %d was read", n, len(b))
+		if _, err := Read(bytes.NewReader(b[:n]), int64(len(b))); !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, ErrNoTable) {
+			t.Errorf("disk of %d bytes said to have %d: got %v", n, len(b), err)
 		}
 	}
-	if _, err := read(make([]byte, 1<<20)); !errors.Is(err, ErrNoTable) {
-		t.Errorf("zeros: got %v, want ErrNoTable", err)
+	for _, n := range []int{0, 512, 1 << 20} {
+		if _, err := read(make([]byte, n)); !errors.Is(err, ErrNoTable) {
+			t.Errorf("%d zeros: got %v, want ErrNoTable", n, err)
+		}
 	}
 }
 

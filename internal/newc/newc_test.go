@@ -101,6 +101,8 @@ func TestWriteRefuses(t *testing.T) {
 	}{
 		{"xattr", capable, "extended attributes"},
 		{"trailer", tree.File("TRAILER!!!", 0, blob), "cannot be stored"},
+		{"no name", tree.File("", 0, blob), "cannot be stored"},
+		{"negative size", tree.File("a", 0, tree.Blob{Size: -1, Open: blob.Open}), "size is -1"},
 		{"nul", tree.File("a\x00", 0, blob), "cannot be stored"},
 		{"long name", tree.File(strings.Repeat("a", 4096), 0, blob), "name has 4096 bytes"},
 		{"long target", tree.Symlink("a", strings.Repeat("a", 4096)), "target has 4096 bytes"},
@@ -186,6 +188,9 @@ func TestReadTruncated(t *testing.T) {
 			t.Fatalf("cut to %d of %d bytes: got %v, want unexpected EOF", n, len(b), err)
 		}
 	}
+	if _, err := Read(bytes.NewReader(b[:len(b)-3]), Limits{}); err != nil {
+		t.Errorf("without the last zeros: %v", err)
+	}
 }
 
 func TestReadRefuses(t *testing.T) {
@@ -215,6 +220,17 @@ func TestReadRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+// One inode number for a file and a symbolic link: not the same file.
+func TestReadJoinsLikes(t *testing.T) {
+	b := string(write(t, []tree.Entry{tree.File("a", 0, tree.Bytes([]byte("1234"))), tree.Symlink("b", "1234")}, Params{}))
+	b = strings.ReplaceAll(b, "070701"+"00000002", "070701"+"00000001")
+	b = strings.ReplaceAll(b, "00000001"+"00000000"+"00000004", "00000002"+"00000000"+"00000004") // links before time and size
+	entries, err := Read(strings.NewReader(b), Limits{})
+	if err != nil || len(entries) != 2 || entries[1].Link != "" || entries[1].Target != "1234" {
+		t.Errorf("got %+v, %v", entries, err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package newc
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
@@ -74,8 +75,8 @@ func (d *reader) member() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	name, rest, _ := strings.Cut(string(b), "\x00")
-	if rest != "" || len(name) != len(b)-1 {
+	name, _, _ := strings.Cut(string(b), "\x00")
+	if len(name) != len(b)-1 {
 		return false, fmt.Errorf("name %q: want one NUL, at its end", b)
 	}
 	pad := padding(headerSize + int64(h.NameSize))
@@ -105,14 +106,17 @@ func (d *reader) member() (done bool, err error) {
 	return false, d.add(name, h, data)
 }
 
-// next reads n bytes. Memory grows with what r really holds, not with n.
+// next reads n bytes. Beyond the first MiB memory grows with what r really holds,
+// not with n.
 func (d *reader) next(n int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(d.r, n))
-	d.off += int64(len(b))
-	if err == nil && int64(len(b)) < n {
+	var b bytes.Buffer
+	b.Grow(int(min(n, 1<<20)))
+	m, err := io.CopyN(&b, d.r, n)
+	d.off += m
+	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	return b, err
+	return b.Bytes(), err
 }
 
 func parseHeader(b []byte) (header, error) {
@@ -123,7 +127,7 @@ func parseHeader(b []byte) (header, error) {
 	for i, f := range h.fields() {
 		digits := string(b[len(magic)+8*i:][:8])
 		v, err := strconv.ParseUint(digits, 16, 32)
-		if err != nil || digits[0] == '+' || digits[0] == '-' {
+		if err != nil {
 			return h, fmt.Errorf("header field %d is %q: want 8 hexadecimal digits", i, digits)
 		}
 		*f = uint32(v)

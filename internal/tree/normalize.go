@@ -60,7 +60,7 @@ func Compare(a, b string) int {
 
 func check(e *Entry) error {
 	if !fs.ValidPath(e.Path) || strings.ContainsRune(e.Path, 0) {
-		return fmt.Errorf("tree: path %q: want a relative, slash-separated path without . and ..", e.Path)
+		return fmt.Errorf("tree: path %q: want a clean path that is relative and slash-separated", e.Path)
 	}
 	if e.Path == "." && e.Type() != TypeDir {
 		return fmt.Errorf("tree: root: mode is %#o, want a directory", e.Mode)

@@ -1,6 +1,8 @@
 package tree
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -80,6 +82,8 @@ func TestNormalizeRefuses(t *testing.T) {
 		{"bits", []Entry{{Path: "a", Mode: TypeFile | 1<<20}}, "unknown bits"},
 		{"root file", []Entry{File(".", 0, blob)}, "root: mode"},
 		{"empty symlink", []Entry{Symlink("a", "")}, "symbolic link to"},
+		{"NUL in a symlink", []Entry{Symlink("a", "b\x00")}, "symbolic link to"},
+		{"below a link to a directory", []Entry{{Path: "a", Link: "b", Mode: TypeDir}, File("b", 0, blob), File("a/c", 0, blob)}, "a/c: a is no directory"},
 		{"dangling link", []Entry{{Path: "a", Link: "b"}}, "not in the tree"},
 		{"link to link", []Entry{{Path: "a", Link: "b"}, {Path: "b", Link: "c"}, File("c", 0, blob)}, "hard link itself"},
 		{"link to itself", []Entry{{Path: "a", Link: "a"}}, "hard link itself"},
@@ -87,6 +91,41 @@ func TestNormalizeRefuses(t *testing.T) {
 	} {
 		_, err := Normalize(tt.in)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestCompare(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want int
+	}{{".", ".", 0}, {".", "-", -1}, {"-", ".", 1}, {"a", "a/b", -1}, {"a-b", "a/b", -1}, {"b", "a", 1}, {"a", "a", 0}} {
+		if got := Compare(tt.a, tt.b); got != tt.want {
+			t.Errorf("%q, %q: got %d, want %d", tt.a, tt.b, got, tt.want)
+		}
+	}
+}
+
+func TestCopy(t *testing.T) {
+	boom := errors.New("boom")
+	open := Bytes([]byte("abc")).Open
+	for _, tt := range []struct {
+		name string
+		b    Blob
+		want string
+	}{
+		{"right", Blob{Size: 3, Open: open}, ""},
+		{"nothing", Blob{}, ""},
+		{"nothing, but a size", Blob{Size: 3}, "no content"},
+		{"short", Blob{Size: 4, Open: open}, "content has 3 bytes, want 4"},
+		{"long", Blob{Size: 2, Open: open}, "more than 2"},
+		{"not empty", Blob{Size: 0, Open: open}, "more than 0"},
+		{"open fails", Blob{Size: 3, Open: func() (io.ReadCloser, error) { return nil, boom }}, "boom"},
+	} {
+		var out bytes.Buffer
+		err := tt.b.Copy(&out)
+		if tt.want == "" && (err != nil || int64(out.Len()) != tt.b.Size) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
 	}
