@@ -11,9 +11,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +32,14 @@ type Ref struct {
 
 // ErrNotFound is returned for a blob or result that the store does not hold.
 var ErrNotFound = errors.New("not in the store")
+
+// A DamagedError says that a blob's file has another content than its name says.
+// The file is gone by then: whatever made the blob makes it again.
+type DamagedError struct{ Want, Got Digest }
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("cas: blob %s: content has digest %s: removed; build again", e.Want, e.Got)
+}
 
 // Sum returns the digest of b.
 func Sum(b []byte) Digest { return sha256.Sum256(b) }
@@ -58,7 +69,8 @@ func (d *Digest) UnmarshalText(b []byte) (err error) {
 
 // A Store is an open store. Its methods may be called from many goroutines.
 type Store struct {
-	dir string
+	dir   string
+	sound sync.Map // by Digest: blobs that this process wrote or checked
 }
 
 const (
@@ -122,8 +134,8 @@ func (s *Store) Holds(r Ref) bool {
 	return err == nil && fi.Size() == r.Size
 }
 
-// Open opens a blob for reading. It fails when the file has another size than
-// r says; the content was checked when it was stored.
+// Open opens a blob for reading, after comparing its content with the digest,
+// once in a process. It fails with ErrNotFound or a *DamagedError.
 func (s *Store) Open(r Ref) (*os.File, error) {
 	f, err := os.Open(s.blobPath(r.Digest))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -131,6 +143,10 @@ func (s *Store) Open(r Ref) (*os.File, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cas: %w", err)
+	}
+	if err := s.check(f, r.Digest); err != nil {
+		f.Close()
+		return nil, err
 	}
 	fi, err := f.Stat()
 	if err == nil && fi.Size() != r.Size {
@@ -143,6 +159,27 @@ func (s *Store) Open(r Ref) (*os.File, error) {
 	return f, nil
 }
 
+// check hashes a blob's file unless this process has written or checked it.
+func (s *Store) check(f *os.File, d Digest) error {
+	if _, ok := s.sound.Load(d); ok {
+		return nil
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, math.MaxInt64)); err != nil {
+		return fmt.Errorf("cas: blob %s: %w", d, err)
+	}
+	return s.judge(d, Digest(h.Sum(nil)))
+}
+
+// judge notes that a blob is sound, or removes it.
+func (s *Store) judge(want, got Digest) error {
+	if got == want {
+		s.sound.Store(want, true)
+		return nil
+	}
+	return errors.Join(&DamagedError{want, got}, s.Remove(want))
+}
+
 // ReadFile returns a blob whole and checks its digest.
 func (s *Store) ReadFile(d Digest) ([]byte, error) {
 	b, err := os.ReadFile(s.blobPath(d))
@@ -152,14 +189,15 @@ func (s *Store) ReadFile(d Digest) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cas: %w", err)
 	}
-	if got := Sum(b); got != d {
-		return nil, fmt.Errorf("cas: blob %s: content has digest %s; remove the file and build again", d, got)
+	if err := s.judge(d, Sum(b)); err != nil {
+		return nil, err
 	}
 	return b, nil
 }
 
 // Remove takes a blob out of the store, for a caller that found it damaged.
 func (s *Store) Remove(d Digest) error {
+	s.sound.Delete(d)
 	if err := os.Remove(s.blobPath(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cas: %w", err)
 	}

@@ -24,6 +24,7 @@ type Writer struct {
 	size   int64
 	random bool // WriteAt was used: the running hash says nothing
 	done   bool
+	err    error // the first of Write and WriteAt
 }
 
 // Create starts a blob. The caller defers Abort, which does nothing after Commit.
@@ -65,13 +66,26 @@ func (w *Writer) Write(p []byte) (int, error) {
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
 	w.size += int64(n)
+	w.note(err)
 	return n, err
 }
 
 func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 	w.random = true
-	return w.f.WriteAt(p, off)
+	n, err := w.f.WriteAt(p, off)
+	w.note(err)
+	return n, err
 }
+
+func (w *Writer) note(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+// Err returns the first error of Write and WriteAt, for a caller that got it
+// from a library as text alone.
+func (w *Writer) Err() error { return w.err }
 
 // File gives the temporary file itself, for a caller that truncates it or
 // leaves holes; Commit then hashes the file as it stands.
@@ -94,7 +108,11 @@ func (w *Writer) Commit(ctx context.Context) (Ref, error) {
 		w.Abort()
 		return r, nil
 	}
-	return r, w.publish(w.s.blobPath(r.Digest))
+	if err := w.publish(w.s.blobPath(r.Digest)); err != nil {
+		return r, err
+	}
+	w.s.sound.Store(r.Digest, true)
+	return r, nil
 }
 
 func (w *Writer) rehash(ctx context.Context) error {

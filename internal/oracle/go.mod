@@ -6,6 +6,8 @@ toolchain go1.26.8
 
 require (
 	github.com/foxboron/go-uefi v0.0.0-20251010190908-d29549a44f29
+	github.com/google/go-cmp v0.7.0
+	github.com/google/go-eventlog v0.0.3-0.20260617163629-883cc5652c69
 	github.com/plinth-os/plinth v0.0.0
 	github.com/saferwall/pe v1.6.5
 )
@@ -13,8 +15,6 @@ require (
 require (
 	github.com/ayoubfaouzi/pkcs7 v0.2.3 // indirect
 	github.com/edsrzf/mmap-go v1.1.0 // indirect
-	github.com/google/go-cmp v0.7.0 // indirect
-	github.com/google/go-eventlog v0.0.3-0.20260617163629-883cc5652c69 // indirect
 	github.com/google/go-tpm v0.9.8 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/spf13/afero v1.9.3 // indirect
