@@ -1,0 +1,115 @@
+// Package config is the agent's only configuration: one strict document in the
+// initrd or in the verity root, and so measured with it.
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/plinth-os/plinth/internal/strictjson"
+)
+
+// Path is where the document lies in the guest.
+const Path = "/etc/plinth/agent.json"
+
+// Schema is the number of the document's format.
+const Schema = 1
+
+// MaxSize bounds the document, in bytes.
+const MaxSize = 1 << 20
+
+// ReportPort is the default name of the virtio-serial port for the report.
+const ReportPort = "org.plinth.report"
+
+// Boot phases, in the order in which the agent passes them. The words are
+// those of systemd's pcrphase services, so that policies made for them hold.
+const (
+	EnterInitrd = "enter-initrd" // the boot is the one that the image was built for; modules are loaded
+	LeaveInitrd = "leave-initrd" // the root file system is the final one
+	SysInit     = "sysinit"      // what services need is there
+	Ready       = "ready"        // services were started
+)
+
+// Phases are all boot phases, in order.
+var Phases = []string{EnterInitrd, LeaveInitrd, SysInit, Ready}
+
+// What the agent does after a failure.
+const (
+	PowerOff = "poweroff"
+	Reboot   = "reboot"
+	Halt     = "halt"
+)
+
+// AnyContent in Config.Extra admits a file whatever it holds.
+const AnyContent = "any"
+
+// Config is what the agent is told at build time. There are no defaults for
+// what is measured: a phase that is not listed is not extended.
+type Config struct {
+	Schema     int       `json:"schema"`
+	Cmdline    string    `json:"cmdline"`               // the only one it may be booted with
+	Modules    []Module  `json:"modules,omitempty"`     // in load order
+	Phases     []string  `json:"phases,omitempty"`      // those of Phases that are extended into PCR 11, in the same order
+	Services   []Service `json:"services,omitempty"`    // in start order
+	ReportPort string    `json:"report_port,omitempty"` // empty: ReportPort
+	// Extra are the files that a UKI's stub may put below /.extra, by their path
+	// there ("os-release"), with the SHA-256 of their content in hexadecimal. A
+	// PCR signature covers this document and so cannot be listed in it with its
+	// digest: that one file is AnyContent.
+	Extra     map[string]string `json:"extra,omitempty"`
+	FWCfg     bool              `json:"fw_cfg,omitempty"`     // qemu_fw_cfg may be among Modules
+	Debug     bool              `json:"debug,omitempty"`      // report what is wrong and go on
+	Shell     string            `json:"shell,omitempty"`      // program for the console; debug only
+	OnFailure string            `json:"on_failure,omitempty"` // PowerOff (also when empty), Reboot or Halt
+}
+
+// A Module is a kernel module, decompressed.
+type Module struct {
+	Path   string `json:"path"` // absolute; the file's name is the module's name and ".ko"
+	Params string `json:"params,omitempty"`
+}
+
+// A Service is a program that the agent starts and supervises.
+type Service struct {
+	Name    string            `json:"name"`
+	Exec    []string          `json:"exec"` // absolute path and arguments
+	Env     map[string]string `json:"env,omitempty"`
+	Restart bool              `json:"restart,omitempty"` // start it again when it ends
+}
+
+// Parse decodes the document. Whatever the agent does not understand whole is
+// an error: unknown and duplicate keys, data behind the document, values that
+// contradict each other.
+func Parse(b []byte) (*Config, error) {
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("config: %d bytes, want at most %d", len(b), MaxSize)
+	}
+	var c Config
+	if err := strictjson.Unmarshal(b, &c); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	return &c, nil
+}
+
+// Marshal writes the document; equal configurations give equal bytes. It
+// refuses what Parse would refuse in the guest.
+func (c *Config) Marshal() ([]byte, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(c); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if b.Len() > MaxSize {
+		return nil, fmt.Errorf("config: %d bytes, want at most %d", b.Len(), MaxSize)
+	}
+	return b.Bytes(), nil
+}

@@ -1,0 +1,137 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/evidence"
+)
+
+// fakeMachine stands in for what only PID 1 of a guest may do.
+type fakeMachine struct {
+	mu       sync.Mutex
+	mounted  []string
+	loaded   []string
+	loadErr  error
+	mountErr map[string]error
+	tpm      transport.TPM
+	stopped  chan string
+}
+
+func (m *fakeMachine) mount(x mount, target string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mounted = append(m.mounted, x.fstype)
+	return m.mountErr[x.fstype]
+}
+
+func (m *fakeMachine) loadModule(f *os.File, params string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.loaded = append(m.loaded, strings.TrimSpace(filepath.Base(f.Name())+" "+params))
+	return m.loadErr
+}
+
+func (m *fakeMachine) openTPM(device string) (transport.TPM, error) {
+	if m.tpm == nil {
+		return nil, fs.ErrNotExist
+	}
+	return m.tpm, nil
+}
+
+// stop ends the goroutine, as the real one does not return either.
+func (m *fakeMachine) stop(how string) error {
+	m.stopped <- how
+	runtime.Goexit()
+	return nil
+}
+
+// lockedBuffer is a console that several goroutines write to.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// newGuest returns a State whose file system is a temporary folder that looks
+// like a freshly booted guest, and whose machine is a fake with a TPM.
+func newGuest(t *testing.T, c config.Config) (*State, *fakeMachine) {
+	t.Helper()
+	c.Schema = config.Schema
+	m := &fakeMachine{tpm: newFakeTPM("sha1", "sha256"), stopped: make(chan string, 1)}
+	s := &State{Root: t.TempDir(), console: &lockedBuffer{}, machine: m}
+	s.Report.Schema = evidence.ReportSchema
+	s.processes = newSupervisor(s)
+	b, err := c.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, config.Path, string(b))
+	write(t, s, "proc/cmdline", c.Cmdline+"\n")
+	write(t, s, "proc/sys/kernel/osrelease", "6.12.0-test\n")
+	for _, l := range locks {
+		write(t, s, l.file, "unset")
+	}
+	mkdir(t, s, "dev")
+	for _, d := range []string{"null", "console"} {
+		if err := os.Symlink("/dev/null", s.path("dev/"+d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Config = &c
+	return s, m
+}
+
+func write(t *testing.T, s *State, name, content string) {
+	t.Helper()
+	mkdir(t, s, filepath.Dir(name))
+	if err := os.WriteFile(s.path(name), []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mkdir(t *testing.T, s *State, name string) {
+	t.Helper()
+	if err := os.MkdirAll(s.path(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// short is a context for stages that wait for what will not come.
+func short(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func wantError(t *testing.T, err error, want string) {
+	t.Helper()
+	switch {
+	case want == "" && err != nil:
+		t.Errorf("got error %v, want none", err)
+	case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+		t.Errorf("got error %v, want %q", err, want)
+	}
+}

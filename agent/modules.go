@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/plinth-os/plinth/agent/config"
+	"golang.org/x/sys/unix"
+)
+
+// loadModules loads the modules in the order of the configuration, which puts
+// what a module depends on before it.
+func loadModules(_ context.Context, s *State) error {
+	for _, m := range s.Config.Modules {
+		if err := s.loadModule(m); err != nil {
+			return fmt.Errorf("%s: %w", m.Path, err)
+		}
+	}
+	return nil
+}
+
+func (s *State) loadModule(m config.Module) error {
+	f, err := os.Open(s.path(m.Path))
+	if err != nil {
+		return err
+	}
+	defer f.Close() // read only
+	err = s.machine.loadModule(f, m.Params)
+	switch {
+	case errors.Is(err, unix.EEXIST): // built in, or loaded by the kernel itself
+		return nil
+	case errors.Is(err, unix.ENODEV): // the machine lacks what the module drives
+		s.logf("%s: %v", m.Path, err)
+		return nil
+	}
+	return err
+}
+
+// locks close doors of the kernel that nobody uses after the boot. One that a
+// kernel does not have needs no closing.
+var locks = []struct{ file, value, why string }{
+	{"/proc/sys/kernel/modules_disabled", "1", "the agent has loaded what is needed"},
+	{"/proc/sys/kernel/kexec_load_disabled", "1", "another kernel would run in the name of this one"},
+	{"/proc/sys/kernel/sysrq", "0", "the host presses keys"},
+	{"/proc/sys/kernel/ctrl-alt-del", "0", "the same: PID 1 gets a signal instead of a reset"},
+}
+
+// lockKernel applies locks, except in a debug build.
+func lockKernel(_ context.Context, s *State) error {
+	if s.debug() {
+		return nil
+	}
+	for _, l := range locks {
+		err := s.writeSetting(l.file, l.value)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeSetting writes to a file of the kernel's and does not try to create it,
+// which /proc answers with another error than "does not exist".
+func (s *State) writeSetting(name, value string) error {
+	f, err := os.OpenFile(s.path(name), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}

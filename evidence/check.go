@@ -1,0 +1,87 @@
+package evidence
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// digestSizes are the banks that a report may show, with the size of a digest
+// in bytes.
+var digestSizes = map[string]int{"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
+
+// check tells whether an agent could have written r. It says nothing about
+// whether the values are right.
+func (r *Report) check() error {
+	if r.Schema != ReportSchema {
+		return fmt.Errorf("schema is %d, want %d", r.Schema, ReportSchema)
+	}
+	if len(r.EventLog) > MaxEventLog {
+		return fmt.Errorf("event_log: %d bytes, want at most %d", len(r.EventLog), MaxEventLog)
+	}
+	if err := r.checkBanks(); err != nil {
+		return err
+	}
+	for i, e := range r.Extends {
+		if err := r.checkExtend(e); err != nil {
+			return fmt.Errorf("extends[%d]: %w", i, err)
+		}
+	}
+	for i, s := range r.Services {
+		if s.PID < 0 || !slices.Contains([]string{Running, Exited, Failed}, s.State) {
+			return fmt.Errorf("services[%d]: process %d is %q, want %s, %s or %s", i, s.PID, s.State, Running, Exited, Failed)
+		}
+	}
+	return nil
+}
+
+func (r *Report) checkBanks() error {
+	for i, b := range r.Banks {
+		if digestSizes[b] == 0 {
+			return fmt.Errorf("banks: %q: unknown", b)
+		}
+		if slices.Contains(r.Banks[:i], b) {
+			return fmt.Errorf("banks: %q: twice", b)
+		}
+	}
+	if err := r.checkPCRs(r.Before); err != nil {
+		return fmt.Errorf("before: %w", err)
+	}
+	if err := r.checkPCRs(r.After); err != nil {
+		return fmt.Errorf("after: %w", err)
+	}
+	return nil
+}
+
+func (r *Report) checkPCRs(p PCRs) error {
+	for bank, values := range p {
+		for n, v := range values {
+			if err := r.checkDigest(bank, n, v); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *Report) checkExtend(e Extend) error {
+	for bank, v := range e.Digests {
+		if err := r.checkDigest(bank, e.PCR, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Report) checkDigest(bank string, pcr int, v string) error {
+	if !slices.Contains(r.Banks, bank) {
+		return fmt.Errorf("bank %q is not among the active ones, %q", bank, r.Banks)
+	}
+	if pcr < 0 || pcr >= Registers {
+		return fmt.Errorf("%s: PCR %d: want 0 to %d", bank, pcr, Registers-1)
+	}
+	if len(v) != 2*digestSizes[bank] || strings.Trim(v, "0123456789abcdef") != "" {
+		return fmt.Errorf("%s: PCR %d: %q: want %d lower-case hexadecimal digits", bank, pcr, v, 2*digestSizes[bank])
+	}
+	return nil
+}
