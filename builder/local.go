@@ -1,0 +1,167 @@
+package builder
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/plinth-os/plinth/builder/source"
+	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/newc"
+	"github.com/plinth-os/plinth/internal/tree"
+	"github.com/plinth-os/plinth/profiles"
+)
+
+// A local is one input that a profile names by path on the building host. Its
+// key in the profile, not the path, stands in the lock: moving a checkout
+// changes nothing.
+type local struct {
+	key  string
+	path string
+	put  func(ctx context.Context, st *cas.Store, path string) (cas.Ref, error)
+}
+
+func locals(p *profiles.Profile) []local {
+	var all []local
+	add := func(put func(context.Context, *cas.Store, string) (cas.Ref, error), key string, paths ...string) {
+		for i, path := range paths {
+			k := key
+			if strings.HasSuffix(key, "[]") {
+				k = fmt.Sprintf("%s[%d]", strings.TrimSuffix(key, "[]"), i)
+			}
+			if path != "" {
+				all = append(all, local{k, path, put})
+			}
+		}
+	}
+	add(putFile, "kernel.file", p.Kernel.File)
+	add(putDir, "kernel.modules_dir", p.Kernel.ModulesDir)
+	add(putFile, "stub.file", p.Stub.File)
+	add(putFile, "firmware.code_file", p.Firmware.CodeFile)
+	add(putFile, "firmware.vars_file", p.Firmware.VarsFile)
+	add(putFile, "secure_boot.cert", p.SecureBoot.Cert)
+	add(putFile, "secure_boot.pk", p.SecureBoot.PK)
+	add(putFile, "secure_boot.kek[]", p.SecureBoot.KEK...)
+	add(putFile, "secure_boot.db[]", p.SecureBoot.DB...)
+	add(putPublicKey, "pcr_policy.key", p.PCRPolicy.Key)
+	for _, f := range p.Files {
+		add(putFile, fileKey(f), f.Source)
+	}
+	return all
+}
+
+func fileKey(f profiles.File) string { return "files " + f.Path }
+
+// Import brings what a profile names by path, and the inline text of its files,
+// into the store and returns the lock's entries for it. Of a private key only
+// the public half is taken.
+func Import(ctx context.Context, st *cas.Store, p *profiles.Profile) ([]source.File, error) {
+	var out []source.File
+	for _, l := range locals(p) {
+		r, err := l.put(ctx, st, l.path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", l.key, err)
+		}
+		out = append(out, source.File{Path: l.key, Size: r.Size, SHA256: r.Digest})
+	}
+	for _, f := range p.Files {
+		if f.Source != "" {
+			continue
+		}
+		r, err := st.Put([]byte(f.Text))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", fileKey(f), err)
+		}
+		out = append(out, source.File{Path: fileKey(f), Size: r.Size, SHA256: r.Digest})
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
+	return out, nil
+}
+
+func putFile(ctx context.Context, st *cas.Store, path string) (cas.Ref, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	if !fi.Mode().IsRegular() {
+		return cas.Ref{}, fmt.Errorf("%s: not a regular file", path)
+	}
+	return st.PutReader(ctx, f)
+}
+
+// putDir packs the regular files of a directory into one archive, so that a
+// tree of thousands of modules is one line of the lock.
+func putDir(ctx context.Context, st *cas.Store, dir string) (cas.Ref, error) {
+	var entries []tree.Entry
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err // the build and source links of a module directory point out of it
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		entries = append(entries, tree.File(filepath.ToSlash(rel), 0o644, tree.Blob{
+			Size: fi.Size(),
+			Open: func() (io.ReadCloser, error) { return os.Open(path) },
+		}))
+		return nil
+	})
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	entries, err = tree.Normalize(entries)
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	w, err := st.Create()
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	defer w.Abort()
+	if err := newc.Write(w, entries, newc.Params{}); err != nil {
+		return cas.Ref{}, err
+	}
+	return w.Commit(ctx)
+}
+
+// putPublicKey stores the public half of a PEM private key, SubjectPublicKeyInfo in PEM.
+func putPublicKey(_ context.Context, st *cas.Store, path string) (cas.Ref, error) {
+	key, err := readRSAKey(path)
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return cas.Ref{}, err
+	}
+	return st.Put(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
+var errNotLocked = errors.New("the lock has no such file; run plinth lock")
+
+// file returns a local input that the lock names.
+func (s *Spec) file(key string) (cas.Ref, error) {
+	for _, f := range s.Lock.Files {
+		if f.Path == key {
+			return cas.Ref{Digest: f.SHA256, Size: f.Size}, nil
+		}
+	}
+	return cas.Ref{}, fmt.Errorf("%s: %w", key, errNotLocked)
+}

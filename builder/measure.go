@@ -1,0 +1,181 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/plinth-os/plinth/evidence"
+	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/measure"
+	"github.com/plinth-os/plinth/measure/eventlog"
+	"github.com/plinth-os/plinth/profiles"
+)
+
+// Banks are the PCR banks that a build predicts.
+var Banks = []eventlog.Alg{eventlog.SHA1, eventlog.SHA256, eventlog.SHA384}
+
+// runMeasure makes measurements.json and eventlog.json.
+func runMeasure(_ context.Context, w *work) error {
+	fw, err := w.read("firmware", "volumes")
+	if err != nil {
+		return err
+	}
+	vars, err := w.read("firmware", "vars")
+	if err != nil {
+		return err
+	}
+	disk, size, err := w.open("disk", "image.raw")
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	firmware, err := measure.ParseFirmware(fw)
+	if err != nil {
+		return err
+	}
+	records, err := measure.ParseRecords(w.Records)
+	if err != nil {
+		return err
+	}
+	b := measure.Boot{
+		Firmware: firmware,
+		Vars:     vars,
+		Disk:     io.NewSectionReader(disk, 0, size),
+		Phases:   w.Profile.Agent.Phases,
+		Records:  records,
+		Banks:    Banks,
+	}
+	m, log, err := PredictShapes(w.Profile.Name, b, shape(w.Profile.Machine))
+	if err != nil {
+		return err
+	}
+	doc, err := m.Marshal()
+	if err != nil {
+		return err
+	}
+	if err := w.put("measurements.json", doc); err != nil {
+		return err
+	}
+	return w.putJSON("eventlog.json", log)
+}
+
+// firmwareFacts makes volumes: unpacking firmware is the slow part of a
+// prediction, and the same for every image.
+func (w *work) firmwareFacts() error {
+	code, err := w.Store.ReadFile(w.out["code"].Digest)
+	if err != nil {
+		return err
+	}
+	f, err := CachedFirmware(w.Store, code)
+	if err != nil {
+		return err
+	}
+	b, err := f.Marshal()
+	if err != nil {
+		return err
+	}
+	return w.put("volumes", b)
+}
+
+// diskSlot is where qemu.Args puts the disk: device 1 of the root bus.
+const diskSlot = 1
+
+// PredictShapes predicts one boot in each of a machine's shapes. The log is the
+// first shape's.
+func PredictShapes(name string, b measure.Boot, m Machine) (*measure.Measurements, *eventlog.Log, error) {
+	var all []*measure.Prediction
+	for _, n := range m.VCPUs {
+		b.Machine = MeasuredMachine(m, n)
+		p, err := measure.Predict(&b)
+		if err != nil {
+			return nil, nil, err
+		}
+		all = append(all, p)
+	}
+	doc, err := measure.NewMeasurements(name, all...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return doc, all[0].Log(), nil
+}
+
+// MeasuredMachine maps the machine that runs to the one that is predicted. The
+// VMM and its acceleration are those of the platform record.
+func MeasuredMachine(m Machine, vcpus int) measure.Machine {
+	return measure.Machine{Type: m.Type, VCPUs: vcpus, MemoryMiB: m.Memory, DiskSlot: diskSlot}
+}
+
+// observed is a guest's report as measure takes it.
+func observed(machine measure.Machine, r *evidence.Report) (*measure.Observed, error) {
+	log, err := eventlog.Parse(r.EventLog)
+	if err != nil {
+		return nil, fmt.Errorf("the guest's event log: %w", err)
+	}
+	return &measure.Observed{Machine: machine, Log: log, Before: r.Before, After: r.After}, nil
+}
+
+// NewRecord takes the platform's events out of the report of a boot.
+func NewRecord(b *measure.Boot, r *evidence.Report) (*measure.Record, error) {
+	o, err := observed(b.Machine, r)
+	if err != nil {
+		return nil, err
+	}
+	return measure.NewRecord(b, o)
+}
+
+// Check compares what a guest reported with a prediction as it was written.
+func Check(m *measure.Measurements, machine measure.Machine, r *evidence.Report) (*measure.CheckResult, error) {
+	o, err := observed(machine, r)
+	if err != nil {
+		return nil, err
+	}
+	return measure.Check(m, o)
+}
+
+// ReadRecords returns the platform records in a file, nil when there is none.
+func ReadRecords(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := measure.ParseRecords(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return b, nil
+}
+
+// ProbeProfile is p for another image on the same platform: what a platform
+// record is taken from must not be the image that it will vouch for.
+func ProbeProfile(p *profiles.Profile) *profiles.Profile {
+	probe := *p
+	probe.Seed = p.Seed + " probe"
+	probe.Cmdline = append(append([]string{}, p.Cmdline...), "plinth.probe=1")
+	return &probe
+}
+
+// CachedFirmware digests a firmware file, or takes the result of an earlier
+// time from the store.
+func CachedFirmware(st *cas.Store, code []byte) (*measure.Firmware, error) {
+	key := cas.Sum([]byte("firmware volumes " + cas.Sum(code).String()))
+	if b, err := st.LoadResult(key); err == nil {
+		if f, err := measure.ParseFirmware(b); err == nil {
+			return f, nil
+		}
+	}
+	f, err := measure.DigestFirmware(code, Banks)
+	if err != nil {
+		return nil, err
+	}
+	b, err := f.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return f, st.SaveResult(key, b)
+}

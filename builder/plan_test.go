@@ -1,0 +1,273 @@
+package builder
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/plinth-os/plinth/builder/source"
+	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/profiles"
+)
+
+// movedBy says which steps get another key when one value of the profile
+// changes. Where a value is only a wish that the lock answers, or a path whose
+// content stands in the lock, no key changes: the lock's entries are in
+// TestKeysFollowTheLock.
+var movedBy = map[string]string{
+	"schema": "", "extends": "", "arch": "",
+	"platform": "measure",
+	"seed":     "disk measure",
+	"epoch":    "firmware initrd uki disk measure",
+	"cmdline":  "initrd uki disk measure",
+
+	"sources.*.suite": "", "sources.*.components": "", "sources.*.mirror": "", "sources.*.keyring": "",
+	"sources.*.check_valid_until": "", "sources.*.debs": "",
+
+	"kernel.package": "", "kernel.suite": "", "kernel.file": "", "kernel.modules_dir": "",
+	"kernel.modules": "initrd uki disk measure",
+	"stub.package":   "", "stub.suite": "", "stub.file": "",
+
+	"firmware.package": "", "firmware.suite": "", "firmware.code_file": "", "firmware.vars_file": "",
+	"firmware.code": "firmware measure",
+	"firmware.vars": "firmware measure",
+
+	"initrd.compression": "initrd uki disk measure",
+	"initrd.level":       "initrd uki disk measure",
+	"root.kind":          "", // there is only one yet
+	"root.packages":      "",
+
+	"files.path": "initrd uki disk measure", "files.mode": "initrd uki disk measure", "files.owner": "initrd uki disk measure",
+	"files.source": "", "files.text": "",
+	"services.name": "initrd uki disk measure", "services.exec": "initrd uki disk measure", "services.env": "initrd uki disk measure",
+	"agent.phases": "initrd uki disk measure", "agent.fw_cfg": "initrd uki disk measure",
+	"agent.debug": "initrd uki disk measure", "agent.shell": "initrd uki disk measure",
+
+	"secure_boot.key": "", "secure_boot.cert": "", "secure_boot.pk": "", "secure_boot.kek": "", "secure_boot.db": "",
+	"secure_boot.enroll": "firmware measure",
+	"pcr_policy.key":     "", "pcr_policy.banks": "uki disk measure", "pcr_policy.phases": "uki disk measure",
+
+	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure",
+	"outputs.kinds": "",
+
+	"Name": "measure", "Origin": "", "Dir": "", "Stock": "",
+}
+
+// everything is a Spec in which no value is empty.
+func everything() *Spec {
+	p := &profiles.Profile{
+		Sources:  map[string]profiles.Source{"debian": {Components: []string{"main"}, Mirror: []string{"a"}}},
+		Files:    []profiles.File{{}},
+		Services: []profiles.Service{{Env: map[string]string{}}},
+	}
+	n := 0
+	leaves(reflect.ValueOf(p).Elem(), "", func(_ string, v reflect.Value) {
+		n++
+		change(v, n)
+	})
+	lock := &source.Lock{}
+	for i, role := range []string{roleKernel, roleStub, roleFirmware, roleRoot} {
+		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})
+	}
+	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
+	for i, key := range []string{"files /a", "firmware.code_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir",
+		"pcr_policy.key", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
+		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
+	}
+	return &Spec{Profile: p, Lock: lock, Guest: Guest{cas.Ref{Size: 1}, cas.Ref{Size: 2}}, Records: []byte("{}")}
+}
+
+// leaves calls visit for each value of a profile, with its key.
+func leaves(v reflect.Value, at string, visit func(string, reflect.Value)) {
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if !f.IsExported() {
+			continue
+		}
+		name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+		if name == "-" {
+			name = f.Name
+		}
+		if at == "sources.*" && name == "Name" {
+			continue // the key of the map
+		}
+		key, child := strings.TrimPrefix(at+"."+name, "."), v.Field(i)
+		switch {
+		case child.Kind() == reflect.Struct:
+			leaves(child, key, visit)
+		case child.Kind() == reflect.Slice && child.Type().Elem().Kind() == reflect.Struct:
+			leaves(child.Index(0), key, visit)
+		case child.Type() == reflect.TypeFor[map[string]profiles.Source]():
+			s := reflect.New(child.Type().Elem()).Elem()
+			s.Set(child.MapIndex(reflect.ValueOf("debian")))
+			leaves(s, key+".*", visit)
+			child.SetMapIndex(reflect.ValueOf("debian"), s)
+		default:
+			visit(key, child)
+		}
+	}
+}
+
+// change makes a value another one; n makes it unlike others.
+func change(v reflect.Value, n int) {
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(fmt.Sprintf("%s%d", v, n))
+	case reflect.Int, reflect.Int64:
+		v.SetInt(v.Int() + int64(n))
+	case reflect.Bool:
+		v.SetBool(!v.Bool())
+	case reflect.Slice:
+		e := reflect.New(v.Type().Elem()).Elem()
+		change(e, n)
+		v.Set(reflect.Append(v, e))
+	case reflect.Map: // of strings
+		v.SetMapIndex(reflect.ValueOf(fmt.Sprint(n)), reflect.ValueOf("x"))
+	default:
+		panic("a profile has a " + v.Kind().String())
+	}
+}
+
+// moved lists the steps whose keys differ.
+func moved(t *testing.T, a, b *Spec) string {
+	t.Helper()
+	pa, err := NewPlan(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pb, err := NewPlan(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for i := range pa.Steps {
+		if pa.Steps[i].Key != pb.Steps[i].Key {
+			names = append(names, pa.Steps[i].Name)
+		}
+	}
+	return strings.Join(names, " ")
+}
+
+func TestKeysFollowTheProfile(t *testing.T) {
+	if got := moved(t, everything(), everything()); got != "" {
+		t.Fatalf("equal specs have other keys: %s", got)
+	}
+	var keys []string
+	leaves(reflect.ValueOf(everything().Profile).Elem(), "", func(key string, _ reflect.Value) { keys = append(keys, key) })
+	for _, key := range keys {
+		want, ok := movedBy[key]
+		if !ok {
+			t.Errorf("%s: is not in the table: which steps does it decide?", key)
+			continue
+		}
+		s := everything()
+		leaves(reflect.ValueOf(s.Profile).Elem(), "", func(k string, v reflect.Value) {
+			if k == key {
+				change(v, 1000)
+			}
+		})
+		if got := moved(t, everything(), s); got != want {
+			t.Errorf("%s: moves %q, want %q", key, got, want)
+		}
+	}
+	for key := range movedBy {
+		if !slices.Contains(keys, key) {
+			t.Errorf("%s: is in the table and not in a profile", key)
+		}
+	}
+}
+
+func TestKeysFollowTheLock(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		edit func(*Spec)
+		want string
+	}{
+		{"kernel package", pkg("kernel"), "kernel initrd uki disk measure"},
+		{"stub package", pkg("stub"), "stub uki disk measure"},
+		{"firmware package", pkg("firmware"), "firmware measure"},
+		{"root package", pkg("root"), "initrd uki disk measure"},
+		{"dependency of a root package", pkg("zlib"), "initrd uki disk measure"},
+		{"version alone", func(s *Spec) { s.Lock.Packages[0].Version = "2" }, ""},
+		{"evidence", func(s *Spec) { s.Lock.Packages[0].InRelease[0]++ }, ""},
+		{"kernel.file", file("kernel.file"), "kernel initrd uki disk measure"},
+		{"kernel.modules_dir", file("kernel.modules_dir"), "kernel initrd uki disk measure"},
+		{"stub.file", file("stub.file"), "stub uki disk measure"},
+		{"firmware.code_file", file("firmware.code_file"), "firmware measure"},
+		{"firmware.vars_file", file("firmware.vars_file"), "firmware measure"},
+		{"secure_boot.cert", file("secure_boot.cert"), "firmware uki disk measure"},
+		{"secure_boot.pk", file("secure_boot.pk"), "firmware measure"},
+		{"secure_boot.kek", file("secure_boot.kek[0]"), "firmware measure"},
+		{"secure_boot.db", file("secure_boot.db[0]"), "firmware measure"},
+		{"pcr_policy.key", file("pcr_policy.key"), "initrd uki disk measure"},
+		{"files", file("files /a"), "initrd uki disk measure"},
+		{"agent", func(s *Spec) { s.Guest.Agent.Size++ }, "initrd uki disk measure"},
+		{"shell", func(s *Spec) { s.Guest.Shell.Size++ }, "initrd uki disk measure"},
+		{"platform records", func(s *Spec) { s.Records = nil }, "measure"},
+	} {
+		s := everything()
+		c.edit(s)
+		if got := moved(t, everything(), s); got != c.want {
+			t.Errorf("%s: moves %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func pkg(name string) func(*Spec) {
+	return func(s *Spec) {
+		for i := range s.Lock.Packages {
+			if s.Lock.Packages[i].Name == name {
+				s.Lock.Packages[i].SHA256[31]++
+			}
+		}
+	}
+}
+
+func file(key string) func(*Spec) {
+	return func(s *Spec) {
+		for i := range s.Lock.Files {
+			if s.Lock.Files[i].Path == key {
+				s.Lock.Files[i].SHA256[31]++
+			}
+		}
+	}
+}
+
+// A raised version changes the key of the step and of those that need it.
+func TestKeysFollowTheVersion(t *testing.T) {
+	s := everything()
+	before, err := NewPlan(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raised := *before.Steps[0].step
+	raised.version++
+	key, err := stepKey(&raised, s, nil)
+	if err != nil || key == before.Steps[0].Key {
+		t.Errorf("key %s, %v", key, err)
+	}
+}
+
+// The table is in an order in which it can run, and every output that has a name
+// for users comes from a step of it.
+func TestPipelineIsOrdered(t *testing.T) {
+	seen := map[string]bool{}
+	for _, s := range pipeline {
+		for _, n := range s.needs {
+			if !seen[n] {
+				t.Errorf("%s needs %s, which does not come before it", s.name, n)
+			}
+		}
+		if s.version < 1 || s.does == "" {
+			t.Errorf("%s: version %d, does %q", s.name, s.version, s.does)
+		}
+		seen[s.name] = true
+	}
+	for _, a := range artefacts {
+		if !seen[a.step] {
+			t.Errorf("%s comes from a step %s that is not there", a.name, a.step)
+		}
+	}
+}

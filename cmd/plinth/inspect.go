@@ -1,0 +1,307 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sort"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/plinth-os/plinth/internal/fat"
+	"github.com/plinth-os/plinth/internal/gpt"
+	"github.com/plinth-os/plinth/measure/eventlog"
+	"github.com/plinth-os/plinth/measure/ovmf"
+	"github.com/plinth-os/plinth/uki"
+)
+
+func newInspect(c *common) *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Print what is inside a UKI, disk, firmware, variables file or event log",
+		Long: `Prints the structure of FILE, found out from its content: sections, digests,
+Authenticode digest, stub version and measured order of an EFI image; partitions
+and ESP of a disk; volumes and version of a firmware; variables; events of a log.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, a []string) error {
+			f, size, err := openSized(a[0])
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			v, err := inspect(f, size)
+			if err != nil {
+				return fmt.Errorf("%s: %w", a[0], err)
+			}
+			if c.json {
+				return printJSON(c.env.stdout, v)
+			}
+			return v.text(c.env.stdout)
+		},
+	}
+}
+
+// A viewer is the result of an inspection, for people and as JSON.
+type viewer interface{ text(io.Writer) error }
+
+// inspect finds out what a file is by its first bytes.
+func inspect(r io.ReaderAt, size int64) (viewer, error) {
+	head := make([]byte, min(size, 1024))
+	if _, err := r.ReadAt(head, 0); err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte("MZ")):
+		i, err := uki.Inspect(r, size)
+		return efiView{i}, err
+	case len(head) >= 520 && string(head[512:520]) == "EFI PART":
+		return inspectDisk(r, size)
+	case len(head) >= 44 && string(head[40:44]) == "_FVH":
+		return inspectFlash(r, size)
+	case bytes.Contains(head[:min(len(head), 64)], []byte("Spec ID Event")):
+		return inspectLog(r, size)
+	}
+	return nil, usagef("not an EFI image, GPT disk, firmware, variables file or event log")
+}
+
+type efiView struct{ *uki.Info }
+
+func (v efiView) text(w io.Writer) error {
+	fmt.Fprintf(w, "%s, %s, %s, Authenticode sha256 %s\n", v.Kind, v.Machine, size(v.Size), v.Authenticode.SHA256)
+	if v.Stub != nil {
+		fmt.Fprintf(w, "systemd-stub %s, measures %s\n", v.Stub.Full, strings.Join(v.MeasuredOrder, " "))
+	}
+	if v.Uname != "" {
+		fmt.Fprintf(w, "kernel %s\n", v.Uname)
+	}
+	if v.Cmdline != "" {
+		fmt.Fprintf(w, "command line %q\n", v.Cmdline)
+	}
+	for _, s := range v.Signers {
+		fmt.Fprintf(w, "signed by %s (certificate %s)\n", s.Subject, s.SHA256)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range v.Sections {
+		fmt.Fprintf(t, "%s\toffset %#x\taddress %#x\t%d bytes\t%s\n", s.Name, s.Offset, s.Address, s.Size, s.SHA256)
+	}
+	return t.Flush()
+}
+
+// A diskView is a GPT disk with what its first ESP holds.
+type diskView struct {
+	Disk       string          `json:"disk_guid"`
+	Partitions []partitionView `json:"partitions"`
+}
+
+type partitionView struct {
+	Type  string   `json:"type"`
+	GUID  string   `json:"guid"`
+	Name  string   `json:"name"`
+	First uint64   `json:"first_lba"`
+	Last  uint64   `json:"last_lba"`
+	Files []string `json:"files,omitempty"`
+}
+
+func inspectDisk(r io.ReaderAt, size int64) (viewer, error) {
+	t, err := gpt.Read(r, size)
+	if err != nil {
+		return nil, err
+	}
+	v := diskView{Disk: t.DiskID.String()}
+	for _, p := range t.Partitions {
+		pv := partitionView{Type: p.Type.String(), GUID: p.ID.String(), Name: p.Name, First: p.First, Last: p.Last}
+		off := int64(p.First) * int64(t.SectorSize)
+		n := int64(p.Last-p.First+1) * int64(t.SectorSize)
+		if esp, err := fat.Open(io.NewSectionReader(r, off, n), n); err == nil {
+			pv.Files = espFiles(esp)
+		}
+		v.Partitions = append(v.Partitions, pv)
+	}
+	return v, nil
+}
+
+func espFiles(esp fs.FS) []string {
+	var out []string
+	fs.WalkDir(esp, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil // a damaged directory shows as missing files; boot and verify judge it
+		}
+		if fi, err := d.Info(); err == nil {
+			out = append(out, fmt.Sprintf("%s %d", path, fi.Size()))
+		}
+		return nil
+	})
+	return out
+}
+
+func (v diskView) text(w io.Writer) error {
+	fmt.Fprintf(w, "GPT disk %s\n", v.Disk)
+	for i, p := range v.Partitions {
+		fmt.Fprintf(w, "%d  %q  sectors %d-%d\n   type %s\n   guid %s\n", i+1, p.Name, p.First, p.Last, p.Type, p.GUID)
+		for _, f := range p.Files {
+			fmt.Fprintf(w, "   file %s\n", f)
+		}
+	}
+	return nil
+}
+
+// A flashView is firmware code, its variables, or both.
+type flashView struct {
+	Version    string         `json:"version,omitempty"`
+	SecureBoot bool           `json:"secure_boot_capable,omitempty"`
+	SMM        bool           `json:"smm,omitempty"`
+	Volumes    []volumeView   `json:"volumes,omitempty"`
+	Variables  []variableView `json:"variables,omitempty"`
+}
+
+type volumeView struct {
+	Name   string `json:"name"`
+	Base   uint64 `json:"base"`
+	Size   int    `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+type variableView struct {
+	Name       string `json:"name"`
+	GUID       string `json:"guid"`
+	Attributes uint32 `json:"attributes"`
+	Size       int    `json:"size"`
+	SHA256     string `json:"sha256"`
+}
+
+func inspectFlash(r io.ReaderAt, size int64) (viewer, error) {
+	b, err := readAll(r, size, 64<<20)
+	if err != nil {
+		return nil, err
+	}
+	var v flashView
+	f, codeErr := ovmf.Parse(b)
+	if codeErr == nil {
+		v.Version, v.SecureBoot, v.SMM = f.Version, f.SecureBoot, f.SMM
+		for _, vol := range f.Volumes {
+			v.Volumes = append(v.Volumes, volumeView{vol.Name, vol.Base, len(vol.Data), hexDigest(vol.Data)})
+		}
+	}
+	store, varsErr := ovmf.ParseVars(b)
+	if varsErr == nil {
+		for _, x := range store.List() {
+			v.Variables = append(v.Variables, variableView{x.Name, x.GUID.String(), x.Attributes, len(x.Data), hexDigest(x.Data)})
+		}
+	}
+	if codeErr != nil && varsErr != nil {
+		return nil, fmt.Errorf("neither firmware (%w) nor variables (%w)", codeErr, varsErr)
+	}
+	return v, nil
+}
+
+func (v flashView) text(w io.Writer) error {
+	if v.Volumes != nil {
+		fmt.Fprintf(w, "firmware %q  Secure Boot %s  SMM %s\n", v.Version, yes(v.SecureBoot), yes(v.SMM))
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, x := range v.Volumes {
+		fmt.Fprintf(t, "%s\t%#x\t%d\t%s\n", x.Name, x.Base, x.Size, x.SHA256)
+	}
+	for _, x := range v.Variables {
+		fmt.Fprintf(t, "variable %s\t%s\t%d bytes\t%s\n", x.Name, x.GUID, x.Size, short(x.SHA256))
+	}
+	return t.Flush()
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// A logView is an event log with the registers that it replays to.
+type logView struct {
+	Log       *eventlog.Log                `json:"log"`
+	Registers map[string]map[string]string `json:"registers"` // bank, register, value
+}
+
+func inspectLog(r io.ReaderAt, size int64) (viewer, error) {
+	b, err := readAll(r, size, 16<<20)
+	if err != nil {
+		return nil, err
+	}
+	return viewLog(b)
+}
+
+func viewLog(b []byte) (viewer, error) {
+	l, err := eventlog.Parse(b)
+	if err != nil {
+		return nil, err
+	}
+	l.Describe()
+	v := logView{Log: l, Registers: map[string]map[string]string{}}
+	for _, alg := range l.Algs {
+		values, err := l.Replay(alg)
+		if err != nil {
+			return nil, err
+		}
+		bank := map[string]string{}
+		for reg, x := range values {
+			bank[fmt.Sprintf("%d", reg)] = fmt.Sprintf("%x", x)
+		}
+		v.Registers[alg.String()] = bank
+	}
+	return v, nil
+}
+
+func (v logView) text(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, e := range v.Log.Events {
+		digest := ""
+		if len(e.Digests) > 0 {
+			digest = short(fmt.Sprintf("%x", e.Digests[len(e.Digests)-1].Value))
+		}
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", e.Register, e.Type, digest, e.Name)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, alg := range v.Log.Algs {
+		bank := v.Registers[alg.String()]
+		regs := make([]string, 0, len(bank))
+		for r := range bank {
+			regs = append(regs, r)
+		}
+		sort.Slice(regs, func(i, j int) bool {
+			return len(regs[i]) < len(regs[j]) || len(regs[i]) == len(regs[j]) && regs[i] < regs[j]
+		})
+		for _, r := range regs {
+			fmt.Fprintf(w, "%s %s %s\n", alg, r, bank[r])
+		}
+	}
+	return nil
+}
+
+// openSized opens a file and says how long it is.
+func openSized(path string) (*os.File, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = usagef("%s: not a regular file", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, fi.Size(), nil
+}
+
+func readAll(r io.ReaderAt, size, limit int64) ([]byte, error) {
+	if size > limit {
+		return nil, fmt.Errorf("%d bytes; at most %d are read", size, limit)
+	}
+	return io.ReadAll(io.NewSectionReader(r, 0, size))
+}
