@@ -47,7 +47,7 @@ type request struct {
 func fakeQEMU(behaviour string) {
 	if kvm, tcg, two := strings.Cut(behaviour, "/"); two {
 		behaviour = tcg
-		if slices.ContainsFunc(os.Args, func(a string) bool { return strings.Contains(a, "accel=kvm") }) {
+		if slices.Contains(os.Args, "kvm") {
 			behaviour = kvm
 		}
 	}
@@ -153,7 +153,7 @@ func (f *fake) guest() {
 		io.WriteString(f.console, "\x1b[2Jfirst line\r\n\x1b]0;title\x07last \x1b[31mline\x1b[0m\r\n")
 	}
 	switch f.behaviour {
-	case "silent":
+	case "silent", "tpm: dies later":
 	case "silent internal error", "internal error":
 		f.send(`{"event": "STOP"}`)
 	case "powers off":
@@ -207,7 +207,7 @@ func fakeSWTPM(behaviour string) {
 		die("%v", err)
 	}
 	ctrl := c.(*net.UnixConn)
-	for {
+	for asked := 0; ; {
 		buf, rights := make([]byte, 64), make([]byte, 64)
 		n, oobn, _, _, err := ctrl.ReadMsgUnix(buf, rights)
 		if err != nil || n < 4 {
@@ -216,6 +216,10 @@ func fakeSWTPM(behaviour string) {
 		switch binary.BigEndian.Uint32(buf) {
 		case ctrlGetCapability:
 			ctrl.Write(make([]byte, 8))
+			if asked++; asked == 2 && behaviour == "tpm: dies later" {
+				time.Sleep(100 * time.Millisecond)
+				die("fake: died later")
+			}
 		case ctrlSetDataFD:
 			go fakeTPM(behaviour, received(rights[:oobn]))
 			ctrl.Write(make([]byte, 4))

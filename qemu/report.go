@@ -15,9 +15,10 @@ const MaxReport = 16 << 20
 // A NoReportError says that the guest sent no whole report, and what it did
 // instead.
 type NoReportError struct {
-	// State is "running", "powered off", "reset", "panicked",
-	// "halted: " and QEMU's run state, "QEMU ended", "stopped" (the context of
-	// Start is done) or "stopped after 5m0s".
+	// State is "running", or how the guest ended: "powered off", "reset",
+	// "panicked", "halted: " and QEMU's run state, "QEMU ended", "QMP ended",
+	// "swtpm ended", "stopped" (the context of Start is done), "stopped after
+	// 5m0s", or "shut down: " and QEMU's reason.
 	State   string
 	Console []string // the last lines of the serial output, printable characters only
 	Err     error    // the reason, if there is one to give
@@ -77,7 +78,7 @@ func (r *run) report(ctx context.Context) ([]byte, error) {
 }
 
 func (r *run) noReport(err error) error {
-	return &NoReportError{State: r.ending().state, Console: lastLines(r.console.String(), 20), Err: err}
+	return &NoReportError{State: r.ending().state, Console: lastLines(r.console.String(), 40), Err: err}
 }
 
 // A document is read in the background, so that the guest need not wait.

@@ -115,8 +115,8 @@ func (r *run) startQEMU(ctx context.Context, t tools, m Machine, o Options) erro
 	}
 	sockets := Sockets{QMP: 3, Console: 4, Report: 5, TPM: 6}
 	if m.TPM {
-		control, err := r.startTPM(ctx, t.swtpm)
-		if err != nil {
+		var control *os.File
+		if r.swtpm, control, err = startTPM(ctx, t.swtpm, r.dir.file("tpm"), r.limits.tpm); err != nil {
 			return err
 		}
 		p.inherited = append(p.inherited, control)
@@ -132,15 +132,6 @@ func (r *run) startQEMU(ctx context.Context, t tools, m Machine, o Options) erro
 	go r.readConsole(o)
 	go r.watch()
 	return nil
-}
-
-func (r *run) startTPM(ctx context.Context, binary string) (control *os.File, err error) {
-	dir, err := filepath.Abs(r.dir.file("tpm"))
-	if err != nil {
-		return nil, fmt.Errorf("qemu: %w", err)
-	}
-	r.swtpm, control, err = startTPM(ctx, binary, dir, r.limits.tpm)
-	return control, err
 }
 
 // plugs are the sockets between a child and this process.
@@ -220,9 +211,14 @@ func (r *run) readConsole(o Options) {
 	}
 }
 
-// watch waits for QEMU's end.
+// watch waits for QEMU's end, and brings it about when QEMU is not itself any
+// more.
 func (r *run) watch() {
 	defer close(r.over)
+	var tpm <-chan struct{}
+	if r.swtpm != nil {
+		tpm = r.swtpm.done
+	}
 	select {
 	case <-r.qemu.done:
 	case <-r.qmp.closed:
@@ -230,18 +226,26 @@ func (r *run) watch() {
 		if err := r.qmp.err; err != nil || !r.qemu.waitFor(r.limits.quit) {
 			r.fail(ending{state: "QMP ended", err: err, broken: true})
 		}
+	case <-tpm:
+		if !r.qemu.waitFor(r.limits.quit) {
+			r.fail(ending{state: "swtpm ended", err: r.swtpm.failure()})
+		}
 	}
-	// What QEMU sent before it ended is in the sockets still. A second is for
-	// a process that inherited one, and for a Console that does not take.
-	timer := time.NewTimer(time.Second)
-	defer timer.Stop()
+	r.drain()
+	r.setEnding(ending{state: "QEMU ended", err: r.qemu.failure(), broken: true})
+}
+
+// drain waits until what QEMU sent before it ended is read. It gives up after
+// a second: another process may have inherited a socket, or the Console block.
+func (r *run) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
 	for _, done := range []<-chan struct{}{r.qmp.closed, r.document.done, r.consoleDone} {
 		select {
 		case <-done:
-		case <-timer.C:
+		case <-ctx.Done():
 		}
 	}
-	r.setEnding(ending{state: "QEMU ended", err: r.qemu.failure(), broken: true})
 }
 
 // event handles QMP's events. QEMU, qapi/run-state.json.

@@ -13,7 +13,7 @@ const runDirPattern = "plinth-qemu-*"
 // the firmware variables. It is locked as long as this process lives, so that
 // a later run can tell what a killed one has left.
 type runDir struct {
-	path string
+	path string // absolute
 	lock *os.File
 }
 
@@ -21,8 +21,12 @@ type runDir struct {
 // removing those whose process is dead.
 func newRunDir() (*runDir, error) {
 	sweep()
+	tmp, err := filepath.Abs(os.TempDir())
+	if err != nil {
+		return nil, err
+	}
 	for {
-		path, err := os.MkdirTemp("", runDirPattern)
+		path, err := os.MkdirTemp(tmp, runDirPattern)
 		if err != nil {
 			return nil, err
 		}

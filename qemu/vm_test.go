@@ -178,25 +178,28 @@ func TestPaths(t *testing.T) {
 // A guest that ends, or a QEMU that misbehaves, once the guest runs.
 func TestNoReport(t *testing.T) {
 	for behaviour, want := range map[string]struct{ state, reason string }{
-		"powers off":     {"powered off", ""},
-		"resets":         {"reset", ""},
-		"panics":         {"panicked", ""},
-		"lingers":        {"powered off", ""},
-		"internal error": {"halted: internal-error", ""},
-		"crashes":        {"QEMU ended", "exit status 1: fake: crashed"},
-		"garbage":        {"QMP ended", "invalid character"},
-		"unasked":        {"QMP ended", "an answer to no command"},
-		"half a report":  {"powered off", ""},
-		"endless report": {"running", "report of 4294967295 bytes: want at most 16777216"},
-		"stalls":         {"stopped after 500ms", "deadline exceeded"},
-		"silent":         {"stopped after 500ms", "deadline exceeded"},
+		"powers off":      {"powered off", ""},
+		"resets":          {"reset", ""},
+		"panics":          {"panicked", ""},
+		"lingers":         {"powered off", ""},
+		"internal error":  {"halted: internal-error", ""},
+		"crashes":         {"QEMU ended", "exit status 1: fake: crashed"},
+		"garbage":         {"QMP ended", "invalid character"},
+		"unasked":         {"QMP ended", "an answer to no command"},
+		"tpm: dies later": {"swtpm ended", "exit status 1: fake: died later"},
+		"half a report":   {"powered off", ""},
+		"endless report":  {"running", "report of 4294967295 bytes: want at most 16777216"},
+		"stalls":          {"stopped after 500ms", "deadline exceeded"},
+		"silent":          {"stopped after 500ms", "deadline exceeded"},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			options := Options{Accel: "tcg", limits: brief}
 			if strings.HasPrefix(want.state, "stopped after") {
 				options.Timeout = 500 * time.Millisecond
 			}
-			v, err := Start(t.Context(), fakeMachine(t, behaviour), options)
+			m := fakeMachine(t, behaviour)
+			m.TPM = strings.HasPrefix(behaviour, "tpm:")
+			v, err := Start(t.Context(), m, options)
 			if err != nil {
 				t.Fatal(err)
 			}
