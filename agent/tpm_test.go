@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -232,8 +233,10 @@ func swtpm(t *testing.T) (string, transport.TPM) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for range 200 {
-		if _, err := os.Stat(socket); err == nil {
+	// The socket is there before anybody listens on it.
+	for range 1000 {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
