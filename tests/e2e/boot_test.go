@@ -75,7 +75,7 @@ func TestTamper(t *testing.T) {
 		change     func(t *testing.T, path string)
 		want       string // in stdout
 	}{
-		{"disk GUID", "image.raw", changeGPT, "GPT"},
+		{"disk GUID", "image.raw", changeGPT, "partition table"},
 		{"kernel", "image.raw", changeKernel, "BOOTX64.EFI"},
 		{"section", "image.raw", changeUname, ".uname"},
 		{"variable", "firmware.vars.fd", addVariable, "dbx"},
