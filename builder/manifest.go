@@ -1,7 +1,12 @@
 package builder
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
 
 	"github.com/plinth-os/plinth/builder/source"
 	"github.com/plinth-os/plinth/internal/cas"
@@ -78,4 +83,68 @@ func NewManifest(s *Spec, results map[string]Outputs) *Manifest {
 
 func shape(m profiles.Machine) Machine {
 	return Machine{Type: m.Type, CPU: m.CPU, VCPUs: m.VCPUs, Memory: m.Memory}
+}
+
+// Marshal writes the manifest; equal manifests give equal bytes.
+func (m *Manifest) Marshal() ([]byte, error) { return marshalJSON(m) }
+
+// marshalJSON is for documents that people read: indented, with < and > as they are.
+func marshalJSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	err := e.Encode(v)
+	return b.Bytes(), err
+}
+
+// ParseManifest reads what Marshal wrote, in any layout. It refuses anything else,
+// and a manifest that the commands could not work with.
+func ParseManifest(b []byte) (*Manifest, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	var m Manifest
+	if err := d.Decode(&m); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("manifest: more than one document")
+	}
+	if err := m.check(); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	canonical, err := m.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	var got, want bytes.Buffer
+	if err := errors.Join(json.Compact(&got, b), json.Compact(&want, canonical)); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	if !bytes.Equal(got.Bytes(), want.Bytes()) {
+		return nil, errors.New("manifest: a key is repeated, missing or out of order")
+	}
+	return &m, nil
+}
+
+func (m *Manifest) check() error {
+	switch {
+	case m.Schema != manifestSchema:
+		return fmt.Errorf("schema %d: want %d", m.Schema, manifestSchema)
+	case m.Lock == nil:
+		return errors.New("no lock")
+	case len(m.Machine.VCPUs) == 0:
+		return errors.New("machine: no number of vCPUs")
+	}
+	for _, a := range m.Artefacts {
+		if a.Name != filepath.Base(a.Name) || a.Size < 0 {
+			return fmt.Errorf("artefact %q, %d bytes", a.Name, a.Size)
+		}
+	}
+	lock, err := m.Lock.Marshal()
+	if err != nil {
+		return err
+	}
+	_, err = source.ParseLock(lock)
+	return err
 }

@@ -1,7 +1,6 @@
 package builder
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -187,14 +186,11 @@ func (w *work) put(name string, b []byte) error {
 
 // putJSON stores a document as an output.
 func (w *work) putJSON(name string, v any) error {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
+	b, err := marshalJSON(v)
+	if err != nil {
 		return err
 	}
-	return w.put(name, b.Bytes())
+	return w.put(name, b)
 }
 
 // write stores an output that fill streams.

@@ -99,7 +99,7 @@ type Firmware struct {
 // Initrd is how the initrd is packed.
 type Initrd struct {
 	Compression string `toml:"compression" default:"'zstd'" enum:"none|gzip|zstd|xz" doc:"Compression of the initrd."`
-	Level       int    `toml:"level" min:"0" max:"22" doc:"Compression level: gzip 1 to 9, zstd 1 to 22, xz 1 to 9. 0 is the compressor's own default."`
+	Level       int    `toml:"level" min:"0" max:"19" doc:"Compression level: gzip 1 to 9, zstd 1 to 19; xz has none. 0 is the compressor's own default."`
 }
 
 // Root is the root file system.

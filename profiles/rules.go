@@ -23,7 +23,7 @@ var refused = []struct{ argument, reason string }{
 }
 
 // maxLevel is the highest compression level, by compression.
-var maxLevel = map[string]int{"none": 0, "gzip": 9, "zstd": 22, "xz": 9}
+var maxLevel = map[string]int{"none": 0, "gzip": 9, "zstd": 19, "xz": 0}
 
 // rules judges a decoded profile by what no single key shows.
 type rules struct {

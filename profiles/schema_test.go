@@ -210,7 +210,7 @@ suite = "sid"
 code = "a"
 vars = "b"
 [initrd]
-compression = "xz"
+compression = "gzip"
 level = 9
 [root]
 kind = "initrd"

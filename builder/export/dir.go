@@ -57,7 +57,7 @@ func Dir(ctx context.Context, st *cas.Store, m *builder.Manifest, p Provenance, 
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}
 	}
-	prov, err := marshal(p)
+	prov, err := p.marshal()
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func lockDir(ctx context.Context, st *cas.Store, dir string) (unlock func(), err
 
 // contents lists the files of the directory, and what SHA256SUMS says of them.
 func contents(st *cas.Store, m *builder.Manifest) (files []builder.Artefact, sums []byte, err error) {
-	manifest, err := marshal(m)
+	manifest, err := m.Marshal()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -117,13 +117,10 @@ func tidy(dir string, sums []byte) error {
 	return nil
 }
 
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	err := e.Encode(v)
-	return b.Bytes(), err
+// marshal writes the JSON form.
+func (p Provenance) marshal() ([]byte, error) {
+	b, err := json.MarshalIndent(p, "", "  ")
+	return append(b, '\n'), err
 }
 
 // sumsFile is what sha256sum -c reads, sorted by name.

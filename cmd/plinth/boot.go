@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ shape decide into NAME.platform.json, then builds again.`,
 	fl.BoolVar(&f.check, "check", false, "compare with measurements.json")
 	fl.BoolVar(&f.record, "record", false, "learn the platform's events from a boot of another image first")
 	fl.BoolVar(&f.repredict, "repredict", false, "compare with a prediction made now from the files in DIR, not with measurements.json")
-	fl.BoolVar(&f.console, "console", false, "show the guest's console on stderr and keep it running until interrupted")
+	fl.BoolVar(&f.console, "console", false, "show the guest's console on stderr, send it the lines typed, and keep it running until interrupted")
 	fl.StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
 	fl.StringVar(&f.qemu, "qemu", "", "QEMU to run (PLINTH_QEMU; default: qemu-system-x86_64)")
 	fl.StringVar(&f.path, "path", "disk", "how the guest is started: disk, uki (the UKI by -kernel) or kernel (bzImage by -kernel)")
@@ -146,6 +147,9 @@ func (c *common) runImage(ctx context.Context, img *image, f *bootFlags, r *repo
 		return nil, measure.Machine{}, bootFailure(err)
 	}
 	defer vm.Close()
+	if f.console {
+		go typeLines(vm, c.env.stdin)
+	}
 	b, err := vm.Report(ctx)
 	if err != nil {
 		return nil, measure.Machine{}, bootFailure(err)
@@ -156,9 +160,20 @@ func (c *common) runImage(ctx context.Context, img *image, f *bootFlags, r *repo
 	}
 	r.notice("%s booted under QEMU %s (%s): kernel %s", img.dir, vm.Version(), vm.Accel(), report.Kernel)
 	if f.console {
-		<-ctx.Done()
+		vm.Wait(ctx) // until the guest or the user ends it; the report is there
 	}
 	return report, img.machine(vm), vm.Close()
+}
+
+// typeLines sends what a person types, line by line, to the guest's console. It
+// ends with the input or the guest.
+func typeLines(vm *qemu.VM, in io.Reader) {
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		if vm.Type(append(lines.Bytes(), '\n')) != nil {
+			return
+		}
+	}
 }
 
 // bootFailure keeps a missing tool (exit 4) and an interrupt apart from a guest
@@ -175,7 +190,7 @@ func bootFailure(err error) error {
 func (c *common) check(img *image, f *bootFlags, machine measure.Machine, report *evidence.Report) error {
 	m, err := readMeasurements(img.dir)
 	if f.repredict {
-		m, err = img.predict(img.manifest.Records)
+		m, err = img.predict(img.manifest.Records, builder.Banks)
 	}
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 // env is everything a command takes from its surroundings, so that a test can
 // hand in another one.
 type env struct {
+	stdin          io.Reader // of a guest's console, nothing else
 	stdout, stderr io.Writer
 	terminal       bool // stderr can be redrawn
 	getenv         func(string) string
@@ -18,6 +19,7 @@ type env struct {
 
 func hostEnv() *env {
 	return &env{
+		stdin:    os.Stdin,
 		stdout:   os.Stdout,
 		stderr:   os.Stderr,
 		terminal: isTerminal(os.Stderr) && os.Getenv("TERM") != "dumb",

@@ -11,6 +11,7 @@ import (
 	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/measure"
+	"github.com/plinth-os/plinth/measure/eventlog"
 	"github.com/plinth-os/plinth/qemu"
 )
 
@@ -160,12 +161,13 @@ func (i *image) close() {
 }
 
 // predict computes the measurements from the files in the directory.
-func (i *image) predict(records []byte) (*measure.Measurements, error) {
+func (i *image) predict(records []byte, banks []eventlog.Alg) (*measure.Measurements, error) {
 	b, err := i.boot(records)
 	if err != nil {
 		return nil, err
 	}
 	defer i.close()
+	b.Banks = banks
 	shape := i.manifest.Machine
 	if i.vcpus != shape.VCPUs[0] {
 		shape.VCPUs = []int{i.vcpus}

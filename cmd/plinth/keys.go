@@ -11,17 +11,19 @@ import (
 	"github.com/plinth-os/plinth/measure/ovmf"
 )
 
-func newKeys(c *common) *cobra.Command {
-	return group(&cobra.Command{Use: "keys", Short: "Work with Secure Boot keys"}, newKeysEnroll(c))
+func newKeys() *cobra.Command {
+	return group(&cobra.Command{Use: "keys", Short: "Work with Secure Boot keys"}, newKeysEnroll())
 }
 
-func newKeysEnroll(c *common) *cobra.Command {
-	var (
-		pk, out string
-		kek, db []string
-		owner   string
-		epoch   int64
-	)
+// enrollFlags name the certificates that become variables.
+type enrollFlags struct {
+	pk, out, owner string
+	kek, db        []string
+	epoch          int64
+}
+
+func newKeysEnroll() *cobra.Command {
+	f := &enrollFlags{}
 	cmd := &cobra.Command{
 		Use:   "enroll VARS.fd",
 		Short: "Write PK, KEK and db into a firmware variables file and turn Secure Boot on",
@@ -30,48 +32,57 @@ and Secure Boot is on at the next boot. The same arguments give the same bytes.
 A --kek or --db that is not given is the platform key's certificate.`,
 		Example: "  plinth keys enroll OVMF_VARS_4M.fd --pk pk.pem --db db.pem -o vars.fd",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, a []string) error {
-			if pk == "" || out == "" {
-				return usagef("--pk and --out are needed")
-			}
-			vars, err := os.ReadFile(a[0])
-			if err != nil {
-				return err
-			}
-			k := ovmf.Keys{Epoch: epoch}
-			if k.Owner, err = ovmf.ParseGUID(owner); err != nil {
-				return usageError{err}
-			}
-			certs, err := readCerts([]string{pk})
-			if err != nil {
-				return err
-			}
-			k.PK, k.KEK, k.DB = certs[0], certs, certs
-			if len(kek) > 0 {
-				if k.KEK, err = readCerts(kek); err != nil {
-					return err
-				}
-			}
-			if len(db) > 0 {
-				if k.DB, err = readCerts(db); err != nil {
-					return err
-				}
-			}
-			b, err := ovmf.Enroll(vars, k)
-			if err != nil {
-				return fmt.Errorf("%s: %w", a[0], err)
-			}
-			return builder.WriteFile(out, b)
-		},
+		RunE:    func(_ *cobra.Command, a []string) error { return f.enroll(a[0]) },
 	}
-	f := cmd.Flags()
-	f.StringVar(&pk, "pk", "", "certificate of the platform key, PEM or DER")
-	f.StringArrayVar(&kek, "kek", nil, "certificate of a key exchange key; repeatable")
-	f.StringArrayVar(&db, "db", nil, "certificate that may sign boot programs; repeatable")
-	f.StringVarP(&out, "out", "o", "", "file to write")
-	f.StringVar(&owner, "owner", builder.KeyOwner, "GUID of the signatures' owner")
-	f.Int64Var(&epoch, "epoch", defaultKeyTime.Unix(), "time stamp of the variables, seconds since 1970")
+	fl := cmd.Flags()
+	fl.StringVar(&f.pk, "pk", "", "certificate of the platform key, PEM or DER")
+	fl.StringArrayVar(&f.kek, "kek", nil, "certificate of a key exchange key; repeatable")
+	fl.StringArrayVar(&f.db, "db", nil, "certificate that may sign boot programs; repeatable")
+	fl.StringVarP(&f.out, "out", "o", "", "file to write")
+	fl.StringVar(&f.owner, "owner", builder.KeyOwner, "GUID of the signatures' owner")
+	fl.Int64Var(&f.epoch, "epoch", defaultKeyTime.Unix(), "time stamp of the variables, seconds since 1970")
 	return cmd
+}
+
+// enroll writes the variables file at path, with keys, to the file f.out.
+func (f *enrollFlags) enroll(path string) error {
+	if f.pk == "" || f.out == "" {
+		return usagef("--pk and --out are needed")
+	}
+	vars, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	keys, err := f.keys()
+	if err != nil {
+		return err
+	}
+	b, err := ovmf.Enroll(vars, keys)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return builder.WriteFile(f.out, b)
+}
+
+func (f *enrollFlags) keys() (k ovmf.Keys, err error) {
+	if k.Owner, err = ovmf.ParseGUID(f.owner); err != nil {
+		return k, usageError{err}
+	}
+	k.Epoch = f.epoch
+	pk, err := readCerts([]string{f.pk})
+	if err != nil {
+		return k, err
+	}
+	k.PK, k.KEK, k.DB = pk[0], pk, pk
+	if len(f.kek) > 0 {
+		if k.KEK, err = readCerts(f.kek); err != nil {
+			return k, err
+		}
+	}
+	if len(f.db) > 0 {
+		k.DB, err = readCerts(f.db)
+	}
+	return k, err
 }
 
 // defaultKeyTime is the time stamp of enrolled variables. Firmware accepts a

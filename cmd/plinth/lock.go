@@ -19,25 +19,13 @@ asks for the newest of the named packages, or of all.`,
 		Example: "  plinth lock vtpm\n  plinth lock vtpm --update linux-image-cloud-amd64\n  plinth lock vtpm --check",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			if len(a) > 1 && !update {
+			switch {
+			case len(a) > 1 && !update:
 				return usagef("packages are named, but not --update")
-			}
-			if check && update {
+			case check && update:
 				return usagef("--check and --update exclude each other")
 			}
-			r, err := c.newReporter()
-			if err != nil {
-				return err
-			}
-			p, err := c.loadProfile(a[0], r)
-			if err != nil {
-				return err
-			}
-			st, err := c.store()
-			if err != nil {
-				return err
-			}
-			w, err := c.workplace(p, st, r)
+			w, p, err := c.workplaceOf(a[0])
 			if err != nil {
 				return err
 			}

@@ -98,12 +98,8 @@ func (f *pcrFlags) boot(c *common, i *image) (b measure.Boot, err error) {
 	case f.kernel == "" && (f.initrd != "" || f.cmdline != ""):
 		return b, usagef("--initrd and --append go with --kernel; a UKI has its own")
 	}
-	for _, name := range f.banks {
-		alg, err := eventlog.ParseAlg(name)
-		if err != nil {
-			return b, usageError{err}
-		}
-		b.Banks = append(b.Banks, alg)
+	if b.Banks, err = parseBanks(f.banks); err != nil {
+		return b, err
 	}
 	code, err := os.ReadFile(f.ovmf)
 	if err != nil {
@@ -155,6 +151,10 @@ func newMeasureImage(c *common) *cobra.Command {
 		Long:  "Predicts from the files in DIR (or out/PROFILE) as they are now, not from measurements.json.",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
+			algs, err := imageBanks(banks)
+			if err != nil {
+				return err
+			}
 			dir := a[0]
 			if _, err := os.Stat(filepath.Join(dir, export.ManifestName)); err != nil {
 				dir = filepath.Join("out", a[0])
@@ -163,7 +163,7 @@ func newMeasureImage(c *common) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m, err := img.predict(img.manifest.Records)
+			m, err := img.predict(img.manifest.Records, algs)
 			if err != nil {
 				return err
 			}
@@ -177,6 +177,29 @@ func newMeasureImage(c *common) *cobra.Command {
 	fl.IntVar(&f.vcpus, "vcpus", 0, "virtual CPUs (default: the profile's)")
 	fl.IntVar(&f.memory, "memory", 0, "memory in MiB (default: the profile's)")
 	return cmd
+}
+
+func parseBanks(names []string) ([]eventlog.Alg, error) {
+	var banks []eventlog.Alg
+	for _, name := range names {
+		bank, err := eventlog.ParseAlg(name)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		banks = append(banks, bank)
+	}
+	return banks, nil
+}
+
+// imageBanks are those of an image whose firmware's digests are in the store.
+func imageBanks(names []string) ([]eventlog.Alg, error) {
+	banks, err := parseBanks(names)
+	for _, b := range banks {
+		if !slices.Contains(builder.Banks, b) {
+			return nil, usagef("--bank is %q: an image has sha1, sha256 and sha384", b)
+		}
+	}
+	return banks, err
 }
 
 func newMeasureLog(c *common) *cobra.Command {

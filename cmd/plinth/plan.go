@@ -16,23 +16,11 @@ func newPlan(c *common) *cobra.Command {
 		Long:  "Prints what plinth build would do. It reads the profile and its lock, and nothing else.",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			r, err := c.newReporter()
+			w, p, err := c.workplaceOf(a[0])
 			if err != nil {
 				return err
 			}
-			p, err := c.loadProfile(a[0], r)
-			if err != nil {
-				return err
-			}
-			st, err := c.store()
-			if err != nil {
-				return err
-			}
-			w, err := c.workplace(p, st, r)
-			if err != nil {
-				return err
-			}
-			g, err := c.guest(cmd.Context(), st, p)
+			g, err := c.guest(cmd.Context(), w.Store, p)
 			if err != nil {
 				return err
 			}
@@ -44,7 +32,7 @@ func newPlan(c *common) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.printPlan(plan, plan.Cached(st))
+			return c.printPlan(plan, plan.Cached(w.Store))
 		},
 	}
 	c.profileFlags(cmd)

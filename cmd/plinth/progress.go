@@ -99,7 +99,9 @@ func (r *reporter) live(e builder.Event) {
 			r.active = append(r.active, e.Step)
 		}
 		r.state[e.Step] = e
-		if time.Since(r.last) < 80*time.Millisecond {
+		if e.Total > 0 && e.Bytes == e.Total {
+			r.remove(e.Step) // a download has no other end
+		} else if time.Since(r.last) < 80*time.Millisecond {
 			return
 		}
 	default:

@@ -28,6 +28,25 @@ func (c *common) store() (*cas.Store, error) {
 	return cas.Open(dir)
 }
 
+// workplaceOf reads the profile that a command names and gathers what a build of
+// it needs around it.
+func (c *common) workplaceOf(name string) (*builder.Workplace, *profiles.Profile, error) {
+	r, err := c.newReporter()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := c.loadProfile(name, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := c.store()
+	if err != nil {
+		return nil, nil, err
+	}
+	w, err := c.workplace(p, st, r)
+	return w, p, err
+}
+
 // workplace gathers what a build of p needs around it.
 func (c *common) workplace(p *profiles.Profile, st *cas.Store, r *reporter) (*builder.Workplace, error) {
 	keys, err := c.keyring()
