@@ -180,6 +180,7 @@ func TestModule(t *testing.T) {
 func TestClosureRefuses(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"virtio_blkk", `module "virtio_blkk": this kernel has none of that name; did you mean virtio_blk?`},
+		{"knot22", "did you mean knot2, knot1?"}, // the nearer first
 		{"pci:v00001234", "none of that name"},
 		{"loop1", "loop1 needs loop2 needs loop1 needs itself"},
 		{"?loop1", "needs itself"},

@@ -59,7 +59,7 @@ var allBanks = []eventlog.Alg{eventlog.SHA1, eventlog.SHA256, eventlog.SHA384, e
 func recordedBoots(t testing.TB) []*recordedBoot {
 	t.Helper()
 	paths, err := filepath.Glob("testdata/boots/*.json")
-	if err != nil || len(paths) < 20 {
+	if err != nil || len(paths) < 50 {
 		t.Fatalf("%d boots in testdata (%v)", len(paths), err)
 	}
 	var out []*recordedBoot

@@ -36,15 +36,19 @@ type payload struct {
 	initrd   []eventlog.Digest  // nil: none
 }
 
-// digest is the image's SHA-256 Authenticode digest in hex, "" when it is not
+// digest identifies what is booted: SHA-256, in hex, over the SHA-256 digests of
+// the image, the command line and the initrd. It is "" when the image is not
 // known.
 func (o *payload) digest() string {
-	for _, d := range o.image {
-		if d.Alg == eventlog.SHA256 {
-			return hex.EncodeToString(d.Value)
-		}
+	if o.image == nil {
+		return ""
 	}
-	return ""
+	parts := eventlog.SHA256.Sum([]byte(o.cmdline))
+	for _, digests := range [][]eventlog.Digest{o.image, o.initrd} {
+		e := eventlog.Event{Digests: digests}
+		parts = append(parts, e.Digest(eventlog.SHA256)...)
+	}
+	return hex.EncodeToString(eventlog.SHA256.Sum(parts))
 }
 
 // open reads what is started and hashes it, on all processors.

@@ -19,7 +19,7 @@ type Prediction struct {
 	Values   []Value // by register, bank and phase
 
 	key   Key    // of the platform record that would fit
-	image string // SHA-256 Authenticode digest of the image, hex
+	image string // what is booted, as in Record
 }
 
 // Event is one predicted event.

@@ -46,7 +46,7 @@ const (
 // Record is a platform record.
 type Record struct {
 	Key    Key             `json:"key"`
-	Image  string          `json:"image"`  // SHA-256 Authenticode digest of the image that was booted for it, hex
+	Image  string          `json:"image"`  // what was booted for it: SHA-256, hex, over digests of image, command line and initrd
 	Events []RecordedEvent `json:"events"` // in the order of the log
 }
 
@@ -150,10 +150,11 @@ func confirmed(o *Observed) (banks []eventlog.Alg, err error) {
 }
 
 // sameBoot checks that a log is of the boot that p predicts: every predicted
-// event of the firmware's own code, its version and the image is in it.
+// event of the firmware's own code, its version, the image, its command line and
+// its initrd is in it.
 func sameBoot(p *Prediction, l *eventlog.Log) error {
 	for _, want := range p.Events {
-		if want.Provenance != Predicted || want.Register != 0 && want.Type != eventlog.BootApplication {
+		if want.Provenance != Predicted || want.Register != 0 && want.Register != 4 && want.Register != 9 {
 			continue
 		}
 		found := slices.ContainsFunc(l.Events, func(got eventlog.Event) bool {

@@ -51,7 +51,7 @@ func TestRecords(t *testing.T) {
 			}
 		}
 	}
-	if pairs < 20 || len(firmwares) < 4 {
+	if pairs < 100 || len(firmwares) < 6 {
 		t.Errorf("%d pairs of %d firmwares: the test has shrunk", pairs, len(firmwares))
 	}
 }
@@ -110,6 +110,7 @@ func TestRecordRefuses(t *testing.T) {
 		{"no registers", func(o *Observed, _ *Prediction) { o.Before = nil }, "of bank sha256"},
 		{"no log", func(o *Observed, _ *Prediction) { o.Log = nil }, "no event log"},
 		{"the log of another image", func(_ *Observed, p *Prediction) { other(p, eventlog.BootApplication) }, "lacks image /EFI/BOOT/BOOTX64.EFI"},
+		{"the log of another command line", func(_ *Observed, p *Prediction) { other(p, eventlog.EventTag) }, "lacks load options"},
 		{"the log of another firmware", func(_ *Observed, p *Prediction) { other(p, eventlog.SCRTMVersion) }, "lacks firmware version"},
 	}
 	for _, tt := range tests {
@@ -165,6 +166,23 @@ func TestOwnRecord(t *testing.T) {
 	}
 	if !slices.ContainsFunc(p.Notes, func(n string) bool { return strings.Contains(n, "of a boot of this image") }) {
 		t.Errorf("notes %q", p.Notes)
+	}
+}
+
+// TestSameKernel: the same kernel by -kernel with another command line is another
+// image, also where QEMU leaves the kernel as it is.
+func TestSameKernel(t *testing.T) {
+	r := loadBoot(t, "trixie-kernel-qemu11")
+	record, err := r.predict(t, nil).record(firmware(t, r.Firmware), r.observed(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := reparsed(t, record)
+	r.Append += " x"
+	for _, v := range r.predict(t, records).Values {
+		if v.Register == "pcr1" && v.Provenance != Recorded {
+			t.Errorf("PCR 1 is %s: %s", v.Provenance, v.Reason)
+		}
 	}
 }
 

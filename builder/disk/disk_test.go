@@ -160,6 +160,17 @@ func TestSgdisk(t *testing.T) {
 	}
 }
 
+func TestLastCHS(t *testing.T) {
+	for lba, want := range map[uint64][3]byte{
+		0: {0, 1, 0}, 62: {0, 63, 0}, 63: {1, 1, 0}, 79871: {0xf7, 0x33, 4}, // the last by sgdisk 1.0.9
+		1024*255*63 - 1: {254, 0xff, 0xff}, 1024 * 255 * 63: {0xff, 0xff, 0xff},
+	} {
+		if got := lastCHS(lba); got != want {
+			t.Errorf("LBA %d: got % x, want % x", lba, got, want)
+		}
+	}
+}
+
 // A second opinion on the protective MBR: what sgdisk writes for a disk of this
 // size. It also fills in what is larger than 2 TiB.
 func TestProtectiveMBR(t *testing.T) {
@@ -234,6 +245,9 @@ func TestRefuses(t *testing.T) {
 		{"write past the end", Disk{id(1), with(func(p *Partition) {
 			p.Content = func(w io.WriterAt) error { _, err := w.WriteAt([]byte("xx"), 511); return err }
 		})}, "write of 2 bytes at 511"},
+		{"write behind the end", Disk{id(1), with(func(p *Partition) {
+			p.Content = func(w io.WriterAt) error { _, err := w.WriteAt([]byte("xx"), 4096); return err }
+		})}, "write of 2 bytes at 4096"},
 		{"write before the start", Disk{id(1), with(func(p *Partition) {
 			p.Content = func(w io.WriterAt) error { _, err := w.WriteAt([]byte("xx"), -1); return err }
 		})}, "write of 2 bytes at -1"},

@@ -13,7 +13,7 @@ type window struct {
 }
 
 func (p *window) WriteAt(b []byte, off int64) (int, error) {
-	if off < 0 || off > p.size || int64(len(b)) > p.size-off {
+	if off < 0 || int64(len(b)) > p.size-off {
 		return 0, fmt.Errorf("write of %d bytes at %d: the partition has %d bytes", len(b), off, p.size)
 	}
 	return p.w.WriteAt(b, p.offset+off)

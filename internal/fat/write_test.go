@@ -216,6 +216,9 @@ func (nowhere) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
 
 // A second opinion: mtools and go-diskfs read the same bytes.
 func TestOthersRead(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	entries := append(sample(512), tree.File("EFI/BOOT/GRTLARGE.EFI", 0, tree.Bytes(random(60*1000*1000))))
 	// Neither knows of characters that take two units.
 	entries = slices.DeleteFunc(entries, func(e tree.Entry) bool { return strings.Contains(e.Path, "🌱") })
