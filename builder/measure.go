@@ -41,11 +41,21 @@ func runMeasure(_ context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
+	initrd, _, err := w.open("initrd", "initrd")
+	if err != nil {
+		return err
+	}
+	defer initrd.Close()
+	modules, err := LoadedModules(initrd)
+	if err != nil {
+		return err
+	}
 	b := measure.Boot{
 		Firmware: firmware,
 		Vars:     vars,
 		Disk:     io.NewSectionReader(disk, 0, size),
 		Phases:   w.Profile.Agent.Phases,
+		Modules:  modules,
 		Records:  records,
 		Banks:    Banks,
 	}
@@ -106,7 +116,7 @@ func PredictShapes(name string, b measure.Boot, m Machine) (*measure.Measurement
 // MeasuredMachine maps the machine that runs to the one that is predicted. The
 // VMM and its acceleration are those of the platform record.
 func MeasuredMachine(m Machine, vcpus int) measure.Machine {
-	return measure.Machine{Type: m.Type, VCPUs: vcpus, MemoryMiB: m.Memory, DiskSlot: diskSlot}
+	return measure.Machine{Type: m.Type, VCPUs: vcpus, MemoryMiB: m.Memory, CPU: m.CPU, DiskSlot: diskSlot}
 }
 
 // observed is a guest's report as measure takes it.

@@ -57,7 +57,7 @@ var pipeline = []step{
 		run:    runDisk,
 	},
 	{
-		name: "measure", version: 1, needs: []string{"firmware", "disk"},
+		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk"},
 		does: "predict what firmware, stub and kernel will measure",
 		inputs: func(s *Spec) any {
 			return []any{s.Profile.Name, s.Profile.Platform, s.Profile.Machine, s.Profile.Agent.Phases, cas.Sum(s.Records)}

@@ -131,6 +131,13 @@ func (i *image) boot(records []byte) (b measure.Boot, err error) {
 	if b.Records, err = measure.ParseRecords(records); err != nil {
 		return b, err
 	}
+	packed, err := i.section("initrd")
+	if err == nil {
+		b.Modules, err = builder.LoadedModules(packed)
+	}
+	if err != nil {
+		return b, fmt.Errorf("%s: %w", i.file("initrd"), err)
+	}
 	switch i.path {
 	case "disk":
 		b.Disk, err = i.section("image.raw")
