@@ -128,7 +128,7 @@ func (g *geometry) valid(c uint32) bool { return c >= firstCluster && c-firstClu
 // bytes returns the four bytes from off on. Past the end of the FAT, where an
 // entry of 12 bits does not reach, they are whatever follows.
 func (t *table) bytes(off int64) ([]byte, error) {
-	if t.window == nil || off < t.start || off+4 > t.start+int64(len(t.window)) {
+	if off < t.start || off+4 > t.start+int64(len(t.window)) {
 		t.start = off &^ (windowSize - 1)
 		b := make([]byte, windowSize+4)
 		n, err := t.r.ReadAt(b, t.g.fatOffset(0)+t.start)

@@ -145,6 +145,8 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"boot signature", func(b []byte) { b[510] = 0 }, "no FAT boot sector"},
 		{"sector size", func(b []byte) { le.PutUint16(b[11:], 513) }, "no FAT boot sector"},
+		{"sector size 256", func(b []byte) { le.PutUint16(b[11:], 256) }, "no FAT boot sector"},
+		{"sector size 8192", func(b []byte) { le.PutUint16(b[11:], 8192) }, "no FAT boot sector"},
 		{"sector size 0", func(b []byte) { le.PutUint16(b[11:], 0) }, "no FAT boot sector"},
 		{"cluster size 0", func(b []byte) { b[13] = 0 }, "no FAT boot sector"},
 		{"no reserved sectors", func(b []byte) { le.PutUint16(b[14:], 0) }, "no FAT boot sector"},
@@ -287,6 +289,33 @@ func TestFSErrors(t *testing.T) {
 	f.r = bytes.NewReader(b)
 	if n, err := (&content{f, ext}).ReadAt(make([]byte, 100), 1000); n != 24 || err != io.EOF {
 		t.Errorf("end of the last cluster: %d bytes, %v", n, err)
+	}
+}
+
+// A chain that jumps to and fro, over more of the FAT than is read at once.
+func TestFragments(t *testing.T) {
+	b := sampleImage(t, MinFAT32)
+	g, err := layout(MinFAT32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Open(bytes.NewReader(b), MinFAT32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := f.root.children["EFI"].children["BOOT"].children["BOOTX64.EFI"].entry.cluster()
+	want := random(100_000)
+	fat := b[g.fatOffset(0):]
+	for i, far := range []uint32{20_000, 40_000, 60_000} { // the third, fifth and seventh cluster move there
+		from := first + 2*uint32(i) + 1
+		copy(b[g.clusterOffset(far):], b[g.clusterOffset(from+1):][:g.clusterSize])
+		clear(b[g.clusterOffset(from+1):][:g.clusterSize])
+		binary.LittleEndian.PutUint32(fat[4*from:], far)
+		binary.LittleEndian.PutUint32(fat[4*far:], from+2)
+	}
+	got, err := fs.ReadFile(f, "EFI/BOOT/BOOTX64.EFI")
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v; equal: %v", len(got), err, bytes.Equal(got, want))
 	}
 }
 

@@ -188,6 +188,23 @@ func TestEmptyVolumes(t *testing.T) {
 	}
 }
 
+// The label takes an entry of the root: here the first of its second cluster.
+func TestLabel(t *testing.T) {
+	var entries []tree.Entry
+	for i := range 512 / entrySize {
+		entries = append(entries, tree.File(fmt.Sprintf("F%d", i), 0, tree.Bytes(random(i))))
+	}
+	for _, label := range []string{"", "A B"} {
+		path := create(t, MinFAT32, entries, Params{Label: label})
+		f := open(t, path)
+		if f.Label != label {
+			t.Errorf("label is %q, want %q", f.Label, label)
+		}
+		contains(t, f, entries)
+		fsck(t, path)
+	}
+}
+
 // The volume is as full as it can be.
 func TestFullVolume(t *testing.T) {
 	for _, size := range []int64{20 * mib, 34 * mib} {
@@ -363,6 +380,8 @@ func TestWriteRefuses(t *testing.T) {
 		{"names", mib * 64, append(more, file("d/a")), Params{}, "65537 names"},
 		{"directory", mib * 64, more, Params{}, "65538 directory entries"},
 		{"long label", mib * 3, nil, Params{Label: "TWELVE CHARS"}, "11 characters"},
+		{"label with a space first", mib * 3, nil, Params{Label: " ESP"}, "label"},
+		{"negative blob", mib * 3, []tree.Entry{tree.File("a", 0, tree.Blob{Size: -1})}, Params{}, "size is -1"},
 		{"label", mib * 3, nil, Params{Label: "esp"}, "label"},
 		{"short blob", mib * 3, []tree.Entry{tree.File("d/a", 0, tree.Blob{Size: 1, Open: tree.Bytes(nil).Open})}, Params{}, "d/a: content has 0 bytes"},
 	} {
