@@ -31,6 +31,19 @@ type Event struct {
 	Elapsed time.Duration `json:"elapsed_ns,omitempty"`
 }
 
+// Build plans and runs the whole pipeline for s and describes the image.
+func Build(ctx context.Context, s *Spec, o Options) (*Manifest, error) {
+	p, err := NewPlan(s)
+	if err != nil {
+		return nil, err
+	}
+	results, err := Run(ctx, p, o)
+	if err != nil {
+		return nil, err
+	}
+	return NewManifest(s, results), nil
+}
+
 // Run makes everything in the plan that the store does not hold yet and
 // returns the outputs by step. Steps run side by side as soon as what they
 // need is there. A second process that runs the same step waits for the first.

@@ -52,8 +52,6 @@ built-in profile. The first build writes a lock; later ones obey it.`,
 // built is the result of a build.
 type built struct {
 	manifest *builder.Manifest
-	results  map[string]builder.Outputs
-	spec     *builder.Spec
 	dir      string
 	elapsed  time.Duration
 }
@@ -77,20 +75,15 @@ func (c *common) build(ctx context.Context, p *profiles.Profile, r *reporter) (*
 	if err != nil {
 		return nil, err
 	}
-	plan, err := builder.NewPlan(spec)
+	m, err := builder.Build(ctx, spec, builder.Options{Store: st, Workplace: w, Jobs: c.jobs, Progress: r.event})
 	if err != nil {
 		return nil, err
 	}
-	results, err := builder.Run(ctx, plan, builder.Options{Store: st, Workplace: w, Jobs: c.jobs, Progress: r.event})
-	if err != nil {
-		return nil, err
-	}
-	m := builder.NewManifest(spec, results)
 	dir := c.outDir(p)
 	if err := export.Dir(ctx, st, m, c.provenance(p), dir); err != nil {
 		return nil, err
 	}
-	return &built{m, results, spec, dir, time.Since(start)}, nil
+	return &built{m, dir, time.Since(start)}, nil
 }
 
 func (c *common) provenance(p *profiles.Profile) export.Provenance {

@@ -184,15 +184,7 @@ func (c *common) buildAgain(ctx context.Context, m *builder.Manifest, p *profile
 		return nil, mismatchError{fmt.Errorf("the image was built with agent %s, this plinth brings %s; use the plinth that %s names", m.Guest.Agent.Digest.Short(), g.Agent.Digest.Short(), export.ProvenanceName)}
 	}
 	spec := &builder.Spec{Profile: p, Lock: m.Lock, Guest: g, Records: []byte(m.Records)}
-	plan, err := builder.NewPlan(spec)
-	if err != nil {
-		return nil, err
-	}
-	results, err := builder.Run(ctx, plan, builder.Options{Store: st, Workplace: w, Jobs: c.jobs, Progress: r.event})
-	if err != nil {
-		return nil, err
-	}
-	return builder.NewManifest(spec, results), nil
+	return builder.Build(ctx, spec, builder.Options{Store: st, Workplace: w, Jobs: c.jobs, Progress: r.event})
 }
 
 // lend copies the inputs that the user's store holds into another store.
