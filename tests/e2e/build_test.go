@@ -80,7 +80,7 @@ func borrowed(t *testing.T) string {
 func TestNobodyWithoutTools(t *testing.T) {
 	needs(t)
 	if os.Getuid() != 0 {
-		t.Skip("needs root to become nobody")
+		testenv.Missing(t, "root", "only root can become nobody")
 	}
 	dir, err := os.MkdirTemp("/tmp", "plinth-nobody-")
 	if err != nil {
