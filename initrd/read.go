@@ -15,10 +15,19 @@ import (
 	"github.com/plinth-os/plinth/internal/tree"
 )
 
+// What Read takes, of all archives together.
+const (
+	maxEntries = 1 << 20
+	maxBytes   = 1 << 30 // data of the files
+)
+
 // Read reads what Write wrote: uncompressed archives first, then perhaps one
 // that is compressed, to the end. Entries are in the order of the archives.
-// Limits are those of newc.Read, for each archive.
 func Read(r io.Reader) ([]tree.Entry, error) {
+	return read(r, newc.Limits{Entries: maxEntries, Bytes: maxBytes})
+}
+
+func read(r io.Reader, left newc.Limits) ([]tree.Entry, error) {
 	in := bufio.NewReader(r)
 	var all []tree.Entry
 	compressed := false
@@ -41,11 +50,18 @@ func Read(r io.Reader) ([]tree.Entry, error) {
 			in, compressed = bufio.NewReader(next), true
 			continue
 		}
-		entries, err := newc.Read(in, newc.Limits{})
+		if left.Entries <= 0 || left.Bytes <= 0 { // zero would stand for a default
+			return nil, errors.New("initrd: too many files, or too much data in them")
+		}
+		entries, err := newc.Read(in, left)
 		if err != nil {
 			return nil, fmt.Errorf("initrd: %w", err)
 		}
 		all = append(all, entries...)
+		left.Entries -= len(entries) + 1 // an empty archive counts, too
+		for _, e := range entries {
+			left.Bytes -= e.Content.Size
+		}
 	}
 }
 
