@@ -58,6 +58,12 @@ func newRoot(e *env) *cobra.Command {
 	f.StringVar(&c.progress, "progress", "auto", "progress on stderr: auto, plain, json or none")
 	f.BoolVarP(&c.quiet, "quiet", "q", false, "print nothing but errors")
 	f.BoolVarP(&c.verbose, "verbose", "v", false, "print what is downloaded, and the events behind each measurement")
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			onlyGroup(cmd)
+		}
+	}
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
 	return root
@@ -65,6 +71,12 @@ func newRoot(e *env) *cobra.Command {
 
 // group makes a command that only holds others: alone it prints its help.
 func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(commands...)
+	return onlyGroup(cmd)
+}
+
+// onlyGroup makes a command refuse what is none of its commands.
+func onlyGroup(cmd *cobra.Command) *cobra.Command {
 	cmd.SuggestionsMinimumDistance = 2
 	cmd.Args = func(cmd *cobra.Command, a []string) error {
 		if len(a) == 0 {
@@ -77,7 +89,6 @@ func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 		return err
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(commands...)
 	return cmd
 }
 
