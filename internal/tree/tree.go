@@ -22,8 +22,9 @@ const (
 // A Blob is the content of a file. Open may be called any number of times and
 // gives Size bytes each time; the caller closes what it got.
 type Blob struct {
-	Size int64 // bytes
-	Open func() (io.ReadCloser, error)
+	Size   int64 // bytes
+	Open   func() (io.ReadCloser, error)
+	Digest [32]byte // SHA-256 where it is known, else zero: equal ones are equal content
 }
 
 // Bytes returns a blob over b, which must not change afterwards.
