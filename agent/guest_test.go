@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/evidence"
+	"github.com/plinth-os/plinth/internal/dm"
 )
 
 // fakeMachine stands in for what only PID 1 of a guest may do.
@@ -26,6 +27,11 @@ type fakeMachine struct {
 	mountErr map[string]error
 	tpm      transport.TPM
 	stopped  chan string
+
+	created   []dm.Target
+	createErr func(dm.Target) error
+	removed   int
+	entered   string
 }
 
 func (m *fakeMachine) mount(x mount, target string) error {
@@ -134,4 +140,24 @@ func wantError(t *testing.T, err error, want string) {
 	case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
 		t.Errorf("got error %v, want %q", err, want)
 	}
+}
+
+func (m *fakeMachine) createDevice(name string, table dm.Target) (string, error) {
+	m.created = append(m.created, table)
+	if m.createErr != nil {
+		return "", m.createErr(table)
+	}
+	return "/dev/dm-0", nil
+}
+
+func (m *fakeMachine) removeDevice(string) error {
+	m.removed++
+	return nil
+}
+
+func (m *fakeMachine) table(string) (dm.Target, error) { return m.created[len(m.created)-1], nil }
+
+func (m *fakeMachine) enter(root string, carried []string) error {
+	m.entered = root
+	return nil
 }

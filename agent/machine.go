@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
 	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/internal/dm"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,6 +16,10 @@ import (
 type machine interface {
 	mount(m mount, target string) error
 	loadModule(f *os.File, params string) error
+	createDevice(name string, table dm.Target) (path string, err error) // of the device-mapper
+	removeDevice(name string) error
+	table(name string) (dm.Target, error)
+	enter(root string, carried []string) error // makes root "/", with some mounts of the old one
 	openTPM(device string) (transport.TPM, error)
 	stop(how string) error // returns only with an error
 }
@@ -22,7 +28,64 @@ type machine interface {
 type linux struct{}
 
 func (linux) mount(m mount, target string) error {
-	return unix.Mount(m.fstype, target, m.fstype, m.flags, m.data)
+	return unix.Mount(cmp.Or(m.source, m.fstype), target, m.fstype, m.flags, m.data)
+}
+
+// control is where devtmpfs shows the device-mapper.
+const control = "/dev/mapper/control"
+
+func (linux) createDevice(name string, table dm.Target) (string, error) {
+	c, err := dm.Open(control)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	d, err := c.Create(name, "", []dm.Target{table})
+	return d.Path(), err
+}
+
+func (linux) removeDevice(name string) error {
+	c, err := dm.Open(control)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Remove(name)
+}
+
+func (linux) table(name string) (t dm.Target, err error) {
+	c, err := dm.Open(control)
+	if err != nil {
+		return t, err
+	}
+	defer c.Close()
+	table, err := c.Table(name)
+	if err == nil && len(table) != 1 {
+		err = fmt.Errorf("%s: %d targets, want one", name, len(table))
+	}
+	if err != nil {
+		return t, err
+	}
+	return table[0], nil
+}
+
+// enter is what switch_root does, short of starting another init.
+func (linux) enter(root string, carried []string) error {
+	for _, m := range carried {
+		if err := unix.Mount(m, root+m, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("%s: move into the root: %w", m, err)
+		}
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("%s: move to /: %w", root, err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
 }
 
 func (linux) loadModule(f *os.File, params string) error {

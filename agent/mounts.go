@@ -13,6 +13,7 @@ import (
 // A mount is one row of mounts.
 type mount struct {
 	fstype, target string
+	source         string // "": fstype
 	flags          uintptr
 	data           string
 	optional       bool // left out where the kernel has no such file system

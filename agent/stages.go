@@ -45,13 +45,6 @@ func loadConfig(_ context.Context, s *State) error {
 	return err
 }
 
-// setRoot says what the root file system is. For now it is always the initrd,
-// which PCR 9 covers.
-func setRoot(_ context.Context, s *State) error {
-	s.Report.Root = "initrd"
-	return nil
-}
-
 // extendPhase measures that the boot has come to phase, if the configuration
 // wants it.
 func extendPhase(phase string) func(context.Context, *State) error {

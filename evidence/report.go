@@ -37,7 +37,7 @@ type Report struct {
 	Agent    string    `json:"agent"`     // version
 	Kernel   string    `json:"kernel"`    // uname -r
 	Cmdline  string    `json:"cmdline"`   // /proc/cmdline
-	Root     string    `json:"root"`      // what the root file system is: "initrd"
+	Root     string    `json:"root"`      // what the root file system is: "initrd" or "verity"
 	Banks    []string  `json:"banks"`     // active in the TPM: sha1, sha256, sha384, sha512
 	Before   PCRs      `json:"before"`    // before the agent's own extends
 	After    PCRs      `json:"after"`     // after them
@@ -45,6 +45,9 @@ type Report struct {
 	Extends  []Extend  `json:"extends"`
 	Services []Service `json:"services"`
 	Stages   []Stage   `json:"stages"`
+
+	RootTable  string `json:"root_table,omitempty"`  // the device-mapper's table of a verity root: start, length, target, parameters
+	RootDevice string `json:"root_device,omitempty"` // of "/": major:minor
 }
 
 // An Extend is one of the agent's own.

@@ -28,6 +28,9 @@ func TestAsVeritysetup(t *testing.T) {
 		rows = append(rows, p)
 	}
 	for _, alg := range []Algorithm{SHA256, SHA512} {
+		if testing.Short() {
+			break
+		}
 		for _, format := range []int{0, 1} {
 			for _, size := range []int{0, 1, 31, 64, 255, 256} {
 				for _, n := range []uint64{1, 2, 17, 300} {

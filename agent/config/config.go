@@ -58,6 +58,7 @@ type Config struct {
 	// PCR signature covers this document and so cannot be listed in it with its
 	// digest: that one file is AnyContent.
 	Extra     map[string]string `json:"extra,omitempty"`
+	Overlay   bool              `json:"overlay,omitempty"`    // a verity root is writable, in memory
 	FWCfg     bool              `json:"fw_cfg,omitempty"`     // qemu_fw_cfg may be among Modules
 	Debug     bool              `json:"debug,omitempty"`      // report what is wrong and go on
 	Shell     string            `json:"shell,omitempty"`      // program for the console; debug only
