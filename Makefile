@@ -7,7 +7,7 @@ FUZZTIME ?= 60s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOBUILD = CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOTOOLCHAIN=local $(if $(FIPS),GOFIPS140=v1.0.0) go build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 GUEST   = cmd/plinth/guest
-KERNEL  = PLINTH_MODULES=$$(echo $(CURDIR)/.test/kernel/lib/modules/*) PLINTH_VMLINUZ=$$(echo $(CURDIR)/.test/kernel/boot/vmlinuz-*)
+KERNEL  = PLINTH_MODULES=$$(echo $(CURDIR)/.test/kernel/lib/modules/*) PLINTH_VMLINUZ=$$(echo $(CURDIR)/.test/kernel/boot/vmlinuz-*) PLINTH_OVMF=$(CURDIR)/.test/ovmf/root
 
 .PHONY: build image boot measure test short fidelity bench fuzz lint install clean
 
@@ -29,7 +29,7 @@ measure: image
 test: build ## everything, boots included; installs the tools that tests compare with
 	tests/setup
 	$(KERNEL) PLINTH_NETWORK=1 go test -timeout 60m ./...
-	cd internal/oracle && go test ./...
+	cd internal/oracle && PLINTH_OVMF=$(CURDIR)/.test/ovmf/root go test ./...
 
 short: ## a minute, without network, root or outside tools
 	go test -short ./...

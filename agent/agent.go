@@ -24,7 +24,7 @@ import (
 type State struct {
 	Root     string         // where the file system begins; "/" in a guest
 	Config   *config.Config // nil before its stage
-	TPM      TPM            // nil before its stage, or without one
+	TPM      TPM            // nil before its stage, or without one where it is optional
 	Extender *Extender      // the same
 	Report   evidence.Report
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/evidence"
@@ -203,6 +204,57 @@ func TestDebugWithoutTPM(t *testing.T) {
 	}
 	if len(r.Banks)+len(r.Before)+len(r.After)+len(r.Extends) != 0 {
 		t.Errorf("got registers without a TPM: %+v", r)
+	}
+}
+
+// A guest that is attested otherwise runs without a TPM, and says so soon.
+func TestWithoutTPM(t *testing.T) {
+	s, m := newGuest(t, config.Config{Cmdline: "quiet", TPM: config.TPMOptional, Services: []config.Service{{Name: "svc", Exec: []string{"/nosuch"}}}})
+	m.tpm = nil
+	port := addPort(t, s, "vport0p1", config.ReportPort)
+	start := time.Now()
+	if err := s.boot(t.Context(), stages); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > tpmWait {
+		t.Errorf("the boot took %v", took)
+	}
+	r, err := evidence.ReadReport(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Banks)+len(r.Before)+len(r.After)+len(r.Extends) != 0 || len(r.Services) != 1 {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// One that is there is reported, and checked as any other.
+func TestOptionalTPM(t *testing.T) {
+	s, _ := newGuest(t, config.Config{TPM: config.TPMOptional})
+	port := addPort(t, s, "vport0p1", config.ReportPort)
+	if err := s.boot(t.Context(), stages); err != nil {
+		t.Fatal(err)
+	}
+	r, err := evidence.ReadReport(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Banks) != 2 || len(r.Before["sha256"]) != evidence.Registers || len(r.After["sha1"]) != evidence.Registers {
+		t.Errorf("got %+v", r)
+	}
+	other, m := newGuest(t, config.Config{TPM: config.TPMOptional})
+	f := m.tpm.(*fakeTPM)
+	f.pcrs[f.banks[0]][12][0] = 1
+	wantError(t, other.boot(t.Context(), stages), "registers: PCR 12 in bank sha1")
+}
+
+// Required is what a configuration without the key says, too.
+func TestRequiredTPM(t *testing.T) {
+	for _, want := range []string{"", config.TPMRequired} {
+		s, m := newGuest(t, config.Config{TPM: want})
+		m.tpm = nil
+		wantError(t, openTPM(short(t), s), "no TPM")
+		wantError(t, checkRegisters(t.Context(), s), "no TPM")
 	}
 }
 

@@ -115,6 +115,9 @@ func checkExtraFile(declared map[string]string, rel, name string, d fs.DirEntry)
 // checkRegisters keeps the registers as the agent found them, and refuses a
 // boot to which something was added.
 func checkRegisters(_ context.Context, s *State) error {
+	if s.TPM == nil && s.tpmOptional() {
+		return nil
+	}
 	if s.TPM == nil {
 		return errNoTPM
 	}

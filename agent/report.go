@@ -51,7 +51,7 @@ func (s *State) completeReport() error {
 	}
 	r.Kernel = strings.TrimSpace(string(b))
 	r.Services = s.processes.services()
-	if s.TPM == nil { // a debug build
+	if s.TPM == nil { // optional, or a debug build
 		return nil
 	}
 	if r.EventLog, err = s.readEventLog(); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/evidence"
 )
 
@@ -38,8 +39,12 @@ var knownBanks = []Bank{
 	{"sha512", tpm2.TPMAlgSHA512, crypto.SHA512},
 }
 
-// tpmWait is for a driver that was just loaded.
-const tpmWait = 10 * time.Second
+// How long the agent waits for a driver that was just loaded: where nothing goes
+// on without a TPM, and where there seldom is one.
+const (
+	tpmWait         = 10 * time.Second
+	optionalTPMWait = time.Second
+)
 
 // errNoTPM ends the boot. In a debug build, which goes on, it is what every
 // later stage says that needs one.
@@ -47,7 +52,11 @@ var errNoTPM = errors.New("no TPM")
 
 // openTPM finds the TPM, waiting for a driver that was loaded a moment ago.
 func openTPM(ctx context.Context, s *State) error {
-	ctx, cancel := context.WithTimeout(ctx, tpmWait)
+	wait := tpmWait
+	if s.tpmOptional() {
+		wait = optionalTPMWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for {
 		t, err := s.tryTPM()
@@ -59,11 +68,17 @@ func openTPM(ctx context.Context, s *State) error {
 		}
 		select {
 		case <-ctx.Done():
+			if s.tpmOptional() {
+				return nil
+			}
 			return fmt.Errorf("%w: %w", errNoTPM, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
+
+// tpmOptional tells whether the guest does without a TPM.
+func (s *State) tpmOptional() bool { return s.Config != nil && s.Config.TPM == config.TPMOptional }
 
 // tryTPM opens the device behind the kernel's resource manager or, where there
 // is none, the plain one.

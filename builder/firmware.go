@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 
 	"github.com/plinth-os/plinth/measure/ovmf"
@@ -13,26 +14,84 @@ import (
 // tells a reader who put them there.
 const KeyOwner = "0f8a6f5e-6d3c-4c0b-9a53-706c696e7468"
 
-// runFirmware makes code, vars (with keys enrolled where the profile asks) and
-// volumes, the digests of what the firmware unpacks and measures.
+// runFirmware makes code and vars, or code alone where the platform's firmware is
+// one file, with the keys in the variables that the profile asks for;
+// generic.code and generic.vars.
 func runFirmware(ctx context.Context, w *work) error {
 	p := w.Profile.Firmware
 	if err := w.part(ctx, "code", "firmware.code_file", p.CodeFile != "", roleFirmware, p.Code); err != nil {
 		return err
 	}
-	if err := w.part(ctx, "vars", "firmware.vars_file", p.VarsFile != "", roleFirmware, p.Vars); err != nil {
-		return err
-	}
-	if w.Profile.SecureBoot.Enroll {
-		if err := w.enroll(); err != nil {
+	store := "code"
+	if !w.Profile.Combined() {
+		store = "vars"
+		if err := w.part(ctx, "vars", "firmware.vars_file", p.VarsFile != "", roleFirmware, p.Vars); err != nil {
 			return err
 		}
 	}
-	return w.firmwareFacts()
+	if w.Profile.SecureBoot.SetupMode {
+		if err := w.setupMode(store); err != nil {
+			return err
+		}
+	}
+	if w.Profile.SecureBoot.Enroll {
+		if err := w.enroll(store); err != nil {
+			return err
+		}
+	}
+	if w.Profile.HasGeneric() {
+		if err := w.generic(ctx); err != nil {
+			return err
+		}
+	}
+	return w.unpackFirmware()
 }
 
-// enroll replaces the output vars by one with the profile's keys in it.
-func (w *work) enroll() error {
+// generic makes the firmware for hosts without the platform's hardware. What is
+// enrolled in the one is enrolled in the other, so that the stub, which asks
+// whether Secure Boot is on, measures the same under both.
+func (w *work) generic(ctx context.Context) error {
+	p := w.Profile.Firmware.Generic
+	if err := w.part(ctx, "generic.code", "firmware.generic.code_file", p.CodeFile != "", roleGeneric, p.Code); err != nil {
+		return err
+	}
+	if err := w.part(ctx, "generic.vars", "firmware.generic.vars_file", p.VarsFile != "", roleGeneric, p.Vars); err != nil {
+		return err
+	}
+	if !w.Profile.SecureBoot.Enroll {
+		return nil
+	}
+	code, err := w.Store.ReadFile(w.out["generic.code"].Digest)
+	if err != nil {
+		return err
+	}
+	f, err := CachedFirmware(w.Store, code)
+	if err != nil {
+		return err
+	}
+	if !f.SecureBoot {
+		return errors.New("firmware.generic: a build without Secure Boot, which secure_boot.enroll turns on: want one with it, usr/share/OVMF/OVMF_CODE_4M.secboot.fd in Debian")
+	}
+	return w.enroll("generic.vars")
+}
+
+// setupMode replaces an output, a variable store or what begins with one, by the
+// same without keys.
+func (w *work) setupMode(output string) error {
+	flash, err := w.Store.ReadFile(w.out[output].Digest)
+	if err != nil {
+		return err
+	}
+	b, err := ovmf.SetupMode(flash)
+	if err != nil {
+		return fmt.Errorf("secure_boot.setup_mode: %w", err)
+	}
+	return w.put(output, b)
+}
+
+// enroll replaces an output, a variable store or what begins with one, by the
+// same with the profile's keys in it.
+func (w *work) enroll(output string) error {
 	owner, err := ovmf.ParseGUID(KeyOwner)
 	if err != nil {
 		return err
@@ -62,7 +121,7 @@ func (w *work) enroll() error {
 	if keys.DB, err = list("secure_boot.db", len(sb.DB)); err != nil {
 		return err
 	}
-	vars, err := w.Store.ReadFile(w.out["vars"].Digest)
+	vars, err := w.Store.ReadFile(w.out[output].Digest)
 	if err != nil {
 		return err
 	}
@@ -70,7 +129,7 @@ func (w *work) enroll() error {
 	if err != nil {
 		return err
 	}
-	return w.put("vars", b)
+	return w.put(output, b)
 }
 
 // certs returns locked certificates, DER: the file called key, or the n

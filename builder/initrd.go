@@ -108,6 +108,9 @@ func (s *Spec) agentConfig() (*config.Config, error) {
 		Debug:   p.Agent.Debug,
 		FWCfg:   p.Agent.FWCfg,
 	}
+	if p.Combined() {
+		c.TPM = config.TPMOptional
+	}
 	if p.Agent.Shell {
 		c.Shell = "/" + guestShell
 	}

@@ -46,6 +46,8 @@ func locals(p *profiles.Profile) []local {
 	add(putFile, "stub.file", p.Stub.File)
 	add(putFile, "firmware.code_file", p.Firmware.CodeFile)
 	add(putFile, "firmware.vars_file", p.Firmware.VarsFile)
+	add(putFile, "firmware.generic.code_file", p.Firmware.Generic.CodeFile)
+	add(putFile, "firmware.generic.vars_file", p.Firmware.Generic.VarsFile)
 	add(putFile, "secure_boot.cert", p.SecureBoot.Cert)
 	add(putFile, "secure_boot.pk", p.SecureBoot.PK)
 	add(putFile, "secure_boot.kek[]", p.SecureBoot.KEK...)

@@ -2,11 +2,13 @@ package builder
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"github.com/plinth-os/plinth/builder/source"
 	"github.com/plinth-os/plinth/internal/cas"
@@ -36,7 +38,11 @@ type Machine struct {
 	CPU    string `json:"cpu"`
 	VCPUs  []int  `json:"vcpus"`
 	Memory int    `json:"memory_mib"`
+	Path   string `json:"path,omitempty"` // how it is started; empty: from the disk
 }
+
+// BootPath is how the guest is started: see profiles.Machine.
+func (m Machine) BootPath() string { return cmp.Or(m.Path, profiles.PathDisk) }
 
 // An Artefact is one file of the output directory.
 type Artefact struct {
@@ -44,17 +50,38 @@ type Artefact struct {
 	cas.Ref
 }
 
-// artefacts maps outputs of steps to the names that users see.
-var artefacts = []struct{ name, step, output string }{
-	{"image.raw", "disk", "image.raw"},
-	{"image.efi", "uki", "image.efi"},
-	{"initrd", "initrd", "initrd"},
-	{"vmlinuz", "kernel", "vmlinuz"},
-	{"cmdline", "uki", "cmdline"},
-	{"firmware.fd", "firmware", "code"},
-	{"firmware.vars.fd", "firmware", "vars"},
-	{"measurements.json", "measure", "measurements.json"},
-	{"eventlog.json", "measure", "eventlog.json"},
+// Names of the artefacts that commands ask for.
+const (
+	DiskName         = "image.raw"
+	UKIName          = "image.efi"
+	InitrdName       = "initrd"
+	KernelName       = "vmlinuz"
+	CmdlineName      = "cmdline"
+	FirmwareName     = "firmware.fd"
+	VarsName         = "firmware.vars.fd"
+	GenericName      = "firmware.generic.fd"
+	GenericVarsName  = "firmware.generic.vars.fd"
+	MeasurementsName = "measurements.json"
+	EventLogName     = "eventlog.json"
+)
+
+// artefacts maps outputs of steps to the names that users see. What is optional
+// not every platform has.
+var artefacts = []struct {
+	name, step, output string
+	optional           bool
+}{
+	{DiskName, "disk", "image.raw", false},
+	{UKIName, "uki", "image.efi", false},
+	{InitrdName, "initrd", "initrd", false},
+	{KernelName, "kernel", "vmlinuz", false},
+	{CmdlineName, "uki", "cmdline", false},
+	{FirmwareName, "firmware", "code", false},
+	{VarsName, "firmware", "vars", true},
+	{GenericName, "firmware", "generic.code", true},
+	{GenericVarsName, "firmware", "generic.vars", true},
+	{MeasurementsName, "measure", "measurements.json", false},
+	{EventLogName, "measure", "eventlog.json", true},
 }
 
 // manifestSchema is the number of the manifest's format.
@@ -76,13 +103,20 @@ func NewManifest(s *Spec, results map[string]Outputs) *Manifest {
 		Records:  s.Records,
 	}
 	for _, a := range artefacts {
-		m.Artefacts = append(m.Artefacts, Artefact{a.name, results[a.step][a.output]})
+		if r, ok := results[a.step][a.output]; ok || !a.optional {
+			m.Artefacts = append(m.Artefacts, Artefact{a.name, r})
+		}
 	}
 	return m
 }
 
+// Has tells whether the image has an artefact of that name.
+func (m *Manifest) Has(name string) bool {
+	return slices.ContainsFunc(m.Artefacts, func(a Artefact) bool { return a.Name == name })
+}
+
 func shape(m profiles.Machine) Machine {
-	return Machine{Type: m.Type, CPU: m.CPU, VCPUs: m.VCPUs, Memory: m.Memory}
+	return Machine{Type: m.Type, CPU: m.CPU, VCPUs: m.VCPUs, Memory: m.Memory, Path: m.Path}
 }
 
 // Marshal writes the manifest; equal manifests give equal bytes.

@@ -18,48 +18,13 @@ import (
 // Banks are the PCR banks that a build predicts.
 var Banks = []eventlog.Alg{eventlog.SHA1, eventlog.SHA256, eventlog.SHA384}
 
-// runMeasure makes measurements.json and eventlog.json.
+// runMeasure makes measurements.json and, where the platform has an event log,
+// eventlog.json. The artefacts that it reads are of the steps that it needs, or
+// that those need.
 func runMeasure(_ context.Context, w *work) error {
-	fw, err := w.read("firmware", "volumes")
-	if err != nil {
-		return err
-	}
-	vars, err := w.read("firmware", "vars")
-	if err != nil {
-		return err
-	}
-	disk, size, err := w.open("disk", "image.raw")
-	if err != nil {
-		return err
-	}
-	defer disk.Close()
-	firmware, err := measure.ParseFirmware(fw)
-	if err != nil {
-		return err
-	}
-	records, err := measure.ParseRecords(w.Records)
-	if err != nil {
-		return err
-	}
-	initrd, _, err := w.open("initrd", "initrd")
-	if err != nil {
-		return err
-	}
-	defer initrd.Close()
-	modules, err := LoadedModules(initrd)
-	if err != nil {
-		return err
-	}
-	b := measure.Boot{
-		Firmware: firmware,
-		Vars:     vars,
-		Disk:     io.NewSectionReader(disk, 0, size),
-		Phases:   w.Profile.Agent.Phases,
-		Modules:  modules,
-		Records:  records,
-		Banks:    Banks,
-	}
-	m, log, err := PredictShapes(w.Profile.Name, b, shape(w.Profile.Machine))
+	defer w.closeOpened()
+	i := &Image{Profile: w.Profile, Machine: shape(w.Profile.Machine), Records: w.Records, Store: w.Store, Open: w.artefact}
+	m, log, err := i.Predict(Banks)
 	if err != nil {
 		return err
 	}
@@ -67,28 +32,46 @@ func runMeasure(_ context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	if err := w.put("measurements.json", doc); err != nil {
+	if err := w.put("measurements.json", doc); err != nil || log == nil {
 		return err
 	}
 	return w.putJSON("eventlog.json", log)
 }
 
-// firmwareFacts makes volumes: unpacking firmware is the slow part of a
-// prediction, and the same for every image.
-func (w *work) firmwareFacts() error {
+// artefact opens an artefact, which closeOpened closes.
+func (w *work) artefact(name string) (*io.SectionReader, error) {
+	for _, a := range artefacts {
+		if a.name != name {
+			continue
+		}
+		f, size, err := w.open(a.step, a.output)
+		if err != nil {
+			return nil, err
+		}
+		w.opened = append(w.opened, f)
+		return io.NewSectionReader(f, 0, size), nil
+	}
+	return nil, fmt.Errorf("no artefact %s", name)
+}
+
+func (w *work) closeOpened() {
+	for _, f := range w.opened {
+		f.Close() // read only
+	}
+}
+
+// unpackFirmware digests the firmware's volumes, which the store keeps for the
+// predictions: it is the slow part of them, and the same for every image. A launch
+// digest is over the file as it is, so there a firmware may be packed in any way.
+func (w *work) unpackFirmware() error {
 	code, err := w.Store.ReadFile(w.out["code"].Digest)
 	if err != nil {
 		return err
 	}
-	f, err := CachedFirmware(w.Store, code)
-	if err != nil {
-		return err
+	if _, err = CachedFirmware(w.Store, code); w.Profile.Platform == profiles.PlatformSNP {
+		return nil
 	}
-	b, err := f.Marshal()
-	if err != nil {
-		return err
-	}
-	return w.put("volumes", b)
+	return err
 }
 
 // diskSlot is where qemu.Args puts the disk: device 1 of the root bus.
@@ -144,6 +127,16 @@ func Check(m *measure.Measurements, machine measure.Machine, r *evidence.Report)
 		return nil, err
 	}
 	return measure.Check(m, o)
+}
+
+// CheckGeneric compares what a guest for other hardware reported of a boot under
+// its generic firmware: see measure.CheckGeneric.
+func CheckGeneric(m *measure.Measurements, booted []measure.Input, p *measure.Prediction, machine measure.Machine, r *evidence.Report) (*measure.CheckResult, error) {
+	o, err := observed(machine, r)
+	if err != nil {
+		return nil, err
+	}
+	return measure.CheckGeneric(m, booted, p, o)
 }
 
 // ReadRecords returns the platform records in a file, nil when there is none.

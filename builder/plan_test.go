@@ -24,7 +24,7 @@ var movedBy = map[string]string{
 	"cmdline":  "initrd uki disk measure",
 
 	"sources.*.suite": "", "sources.*.components": "", "sources.*.mirror": "", "sources.*.keyring": "",
-	"sources.*.check_valid_until": "", "sources.*.debs": "",
+	"sources.*.check_valid_until": "", "sources.*.not_automatic": "", "sources.*.debs": "",
 
 	"kernel.package": "", "kernel.suite": "", "kernel.file": "", "kernel.modules_dir": "",
 	"kernel.modules": "initrd uki disk measure",
@@ -33,6 +33,12 @@ var movedBy = map[string]string{
 	"firmware.package": "", "firmware.suite": "", "firmware.code_file": "", "firmware.vars_file": "",
 	"firmware.code": "firmware measure",
 	"firmware.vars": "firmware measure",
+
+	// What is for another platform decides nothing: see movedOn.
+	"firmware.generic.package": "", "firmware.generic.suite": "", "firmware.generic.code_file": "", "firmware.generic.vars_file": "",
+	"firmware.generic.code": "", "firmware.generic.vars": "",
+	"snp.vcpu_types": "", "snp.policy": "", "snp.guest_features": "", "snp.host_era": "", "snp.family_id": "", "snp.image_id": "", "snp.guest_svn": "",
+	"tdx.attributes": "", "tdx.xfam": "", "tdx.mr_config_id": "", "tdx.mr_owner": "", "tdx.mr_owner_config": "",
 
 	"initrd.compression": "initrd uki disk measure",
 	"initrd.level":       "initrd uki disk measure",
@@ -46,13 +52,28 @@ var movedBy = map[string]string{
 	"agent.debug": "initrd uki disk measure", "agent.shell": "initrd uki disk measure",
 
 	"secure_boot.key": "", "secure_boot.cert": "", "secure_boot.pk": "", "secure_boot.kek": "", "secure_boot.db": "",
-	"secure_boot.enroll": "firmware measure",
-	"pcr_policy.key":     "", "pcr_policy.banks": "uki disk measure", "pcr_policy.phases": "uki disk measure",
+	"secure_boot.enroll": "firmware measure", "secure_boot.setup_mode": "firmware measure",
+	"pcr_policy.key": "", "pcr_policy.banks": "uki disk measure", "pcr_policy.phases": "uki disk measure",
 
-	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure",
+	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure", "machine.path": "measure",
 	"outputs.kinds": "",
 
 	"Name": "measure", "Origin": "", "Dir": "", "Stock": "",
+}
+
+// movedOn says what moves on a platform and not on others.
+var movedOn = map[string]map[string]string{
+	profiles.PlatformSNP: {
+		"firmware.generic.code": "firmware measure", "firmware.generic.vars": "firmware measure",
+		"snp.vcpu_types": "measure", "snp.policy": "measure", "snp.guest_features": "measure", "snp.host_era": "measure",
+		"snp.family_id": "measure", "snp.image_id": "measure", "snp.guest_svn": "measure",
+		"platform": "firmware initrd uki disk measure", // the agent has a TPM then
+	},
+	profiles.PlatformTDX: {
+		"firmware.generic.code": "firmware measure", "firmware.generic.vars": "firmware measure",
+		"tdx.attributes": "measure", "tdx.xfam": "measure", "tdx.mr_config_id": "measure", "tdx.mr_owner": "measure", "tdx.mr_owner_config": "measure",
+		"platform": "firmware initrd uki disk measure",
+	},
 }
 
 // everything is a Spec in which no value is empty.
@@ -68,11 +89,11 @@ func everything() *Spec {
 		change(v, n)
 	})
 	lock := &source.Lock{}
-	for i, role := range []string{roleKernel, roleStub, roleFirmware, roleRoot} {
+	for i, role := range []string{roleKernel, roleStub, roleFirmware, roleGeneric, roleRoot} {
 		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})
 	}
 	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
-	for i, key := range []string{"files /a", "firmware.code_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir",
+	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir",
 		"pcr_policy.key", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
 		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
 	}
@@ -175,6 +196,69 @@ func TestKeysFollowTheProfile(t *testing.T) {
 	for key := range movedBy {
 		if !slices.Contains(keys, key) {
 			t.Errorf("%s: is in the table and not in a profile", key)
+		}
+	}
+}
+
+func TestKeysFollowThePlatform(t *testing.T) {
+	for platform, table := range movedOn {
+		on := func() *Spec {
+			s := everything()
+			s.Profile.Platform = platform
+			return s
+		}
+		leaves(reflect.ValueOf(everything().Profile).Elem(), "", func(key string, _ reflect.Value) {
+			s := on()
+			leaves(reflect.ValueOf(s.Profile).Elem(), "", func(k string, v reflect.Value) {
+				if k == key {
+					change(v, 1000)
+				}
+			})
+			want, ok := table[key]
+			if !ok {
+				want = movedBy[key]
+			}
+			if got := moved(t, on(), s); got != want {
+				t.Errorf("%s: %s: moves %q, want %q", platform, key, got, want)
+			}
+		})
+		for name, edit := range map[string]func(*Spec){
+			"generic package": pkg(roleGeneric), "generic code": file("firmware.generic.code_file"), "generic vars": file("firmware.generic.vars_file"),
+		} {
+			s := on()
+			edit(s)
+			if got := moved(t, on(), s); got != "firmware measure" {
+				t.Errorf("%s: %s: moves %q", platform, name, got)
+			}
+			s = everything()
+			edit(s)
+			if got := moved(t, everything(), s); got != "" {
+				t.Errorf("another platform: %s: moves %q", name, got)
+			}
+		}
+	}
+}
+
+// What stood in a key before there were other platforms still does: a store that
+// was filled then serves on.
+func TestKeysOfOldStores(t *testing.T) {
+	p := &profiles.Profile{Name: "old", Platform: profiles.PlatformVTPM, Machine: profiles.Machine{Type: "q35", CPU: "max", VCPUs: []int{1}, Memory: 1024}}
+	plan, err := NewPlan(&Spec{Profile: p, Lock: &source.Lock{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"kernel":   "982561179223",
+		"stub":     "9456524500a8",
+		"firmware": "1427c07815d9",
+		"initrd":   "fe9a66d8cf5b",
+		"uki":      "1c44ac8114b5",
+		"disk":     "3d241a5713ae",
+		"measure":  "059da0c91224",
+	}
+	for _, s := range plan.Steps {
+		if got := s.Key.Short(); got != want[s.Name] {
+			t.Errorf("%s: %s, want %s", s.Name, got, want[s.Name])
 		}
 	}
 }

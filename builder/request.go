@@ -12,6 +12,7 @@ const (
 	roleKernel   = "kernel"
 	roleStub     = "stub"
 	roleFirmware = "firmware"
+	roleGeneric  = "firmware.generic"
 	roleRoot     = "root"
 )
 
@@ -20,7 +21,7 @@ const (
 func Request(p *profiles.Profile, files []source.File, now time.Time) source.Request {
 	r := source.Request{Profile: p.Name, Arch: p.Arch, Files: files, Now: now}
 	for _, s := range p.SourcesFor("") {
-		r.Sources = append(r.Sources, archive(s, false))
+		r.Sources = append(r.Sources, archive(s, s.NotAutomatic))
 	}
 	want := func(role, pkg, suite string, closure bool) {
 		if pkg == "" {
@@ -36,6 +37,7 @@ func Request(p *profiles.Profile, files []source.File, now time.Time) source.Req
 	want(roleKernel, p.Kernel.Package, p.Kernel.Suite, false)
 	want(roleStub, p.Stub.Package, p.Stub.Suite, false)
 	want(roleFirmware, p.Firmware.Package, p.Firmware.Suite, false)
+	want(roleGeneric, p.Firmware.Generic.Package, p.Firmware.Generic.Suite, false)
 	for _, pkg := range p.Root.Packages {
 		want(roleRoot, pkg, "", true)
 	}
@@ -43,7 +45,8 @@ func Request(p *profiles.Profile, files []source.File, now time.Time) source.Req
 }
 
 // archive maps a profile's source to the fetcher's. onRequest keeps a suite that
-// only one package names from offering newer versions of the others.
+// only one package names, and one that is not automatic, from offering newer
+// versions of the others.
 func archive(s profiles.Source, onRequest bool) source.Source {
 	return source.Source{
 		Name:             s.Name,

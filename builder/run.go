@@ -33,6 +33,9 @@ type Event struct {
 
 // Build plans and runs the whole pipeline for s and describes the image.
 func Build(ctx context.Context, s *Spec, o Options) (*Manifest, error) {
+	if err := checkValues(s.Profile); err != nil {
+		return nil, err
+	}
 	p, err := NewPlan(s)
 	if err != nil {
 		return nil, err
@@ -160,6 +163,7 @@ type work struct {
 	name    string
 	results map[string]*pending
 	out     Outputs
+	opened  []*os.File // by artefact
 }
 
 // ref returns an output of a step that this one needs.

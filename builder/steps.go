@@ -22,21 +22,20 @@ var pipeline = []step{
 	},
 	{
 		name: "firmware", version: 1,
-		does: "take the firmware out of its package, enroll keys, digest its volumes",
-		inputs: func(s *Spec) any {
-			return []any{
-				s.origin(roleFirmware, "firmware.code_file", "firmware.vars_file", "secure_boot.cert", "secure_boot.pk", "secure_boot.kek", "secure_boot.db"),
-				s.Profile.Firmware.Code, s.Profile.Firmware.Vars, s.Profile.SecureBoot.Enroll, s.Profile.Epoch,
-			}
-		},
-		run: runFirmware,
+		does:   "take the firmware out of its package, enroll keys, digest its volumes",
+		inputs: firmwareInputs,
+		run:    runFirmware,
 	},
 	{
 		name: "initrd", version: 1, needs: []string{"kernel"},
 		does: "pack the agent, its configuration, modules and files",
 		inputs: func(s *Spec) any {
 			p := s.Profile
-			return []any{s.Guest, s.origin(roleRoot, "files", "pcr_policy.key"), p.Kernel.Modules, placement(p.Files), p.Services, p.Agent, p.Initrd, p.Cmdline, p.Epoch}
+			in := []any{s.Guest, s.origin(roleRoot, "files", "pcr_policy.key"), p.Kernel.Modules, placement(p.Files), p.Services, p.Agent, p.Initrd, p.Cmdline, p.Epoch}
+			if p.Combined() { // the agent runs without a TPM
+				in = append(in, "tpm optional")
+			}
+			return in
 		},
 		run: runInitrd,
 	},
@@ -60,10 +59,34 @@ var pipeline = []step{
 		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk"},
 		does: "predict what firmware, stub and kernel will measure",
 		inputs: func(s *Spec) any {
-			return []any{s.Profile.Name, s.Profile.Platform, s.Profile.Machine, s.Profile.Agent.Phases, cas.Sum(s.Records)}
+			p := s.Profile
+			in := []any{p.Name, p.Platform, p.Machine, p.Agent.Phases, cas.Sum(s.Records)}
+			switch p.Platform {
+			case profiles.PlatformSNP:
+				in = append(in, p.SNP)
+			case profiles.PlatformTDX:
+				in = append(in, p.TDX)
+			}
+			return in
 		},
 		run: runMeasure,
 	},
+}
+
+func firmwareInputs(s *Spec) any {
+	p := s.Profile
+	in := []any{
+		s.origin(roleFirmware, "firmware.code_file", "firmware.vars_file", "secure_boot.cert", "secure_boot.pk", "secure_boot.kek", "secure_boot.db"),
+		p.Firmware.Code, p.Firmware.Vars, p.SecureBoot.Enroll, p.Epoch,
+	}
+	if p.SecureBoot.SetupMode {
+		in = append(in, "setup mode")
+	}
+	if p.Combined() {
+		g := p.Firmware.Generic
+		in = append(in, p.Platform, s.origin(roleGeneric, "firmware.generic.code_file", "firmware.generic.vars_file"), g.Code, g.Vars)
+	}
+	return in
 }
 
 // origin is what decides a part: the locked packages of a role and the locked

@@ -22,10 +22,11 @@ type Behaviour struct {
 	Key       string // its name in the code
 	What      string
 	Component Component
+	TD        bool   // in trust domains only
 	Since     string // first version, "" when all known ones do it
 	Until     string // first version that does it no more, "" when the newest known does
 	Content   string // edk2 only: what a build that does it contains; decides instead of the version
-	Registers []int
+	Registers []int  // PCRs; in a trust domain what stands for them, see package tdx
 	Source    string // where it was read
 	Boot      string // a boot that proved it, in testdata; "" when none did
 }
@@ -66,10 +67,27 @@ const (
 	setupHeader        = "setup-header"
 	unpatchedKernel    = "unpatched-kernel"
 	namedKernel        = "named-kernel"
+	setupFile          = "setup-file"
+	tdFirmware         = "td-firmware"
+	fwcfgItems         = "fw-cfg-items"
+	separatorMoved     = "separator-rtmr1"
+	plainKernel        = "plain-kernel"
+	stubCC             = "stub-cc"
+	kernelCC           = "kernel-cc"
 )
 
 // Behaviours is the table. Rows are in the order of the log.
 var Behaviours = []Behaviour{
+	{
+		Key: tdFirmware, Component: Edk2, TD: true, Content: "TdTcg2Dxe", Registers: []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+		What:   "a firmware that can start a trust domain extends the RTMRs: first by the hand-off blocks of the VMM and by the variables in its file, then by what it would measure with a TPM, but for PCR 0, in the order of its time",
+		Source: "OvmfPkg, TdTcg2Dxe.c, SecTdxHelper.c; UEFI 2.10, section 38.4.1",
+	},
+	{
+		Key: fwcfgItems, Component: Edk2, TD: true, Since: "2025.05", Content: earlyPrefix + "QEMU FW CFG\x00", Registers: []int{1},
+		What:   "after those, items of fw_cfg that decide how the firmware boots; of a machine without options for that only BootMenu, and bootorder with -kernel",
+		Source: "OvmfPkg, QemuFwCfgCacheInit.c",
+	},
 	{
 		Key: peifvAltered, Component: Edk2, Registers: []int{0},
 		What:   "PEI modules alter the volume PEIFV in memory before it is measured; package ovmf knows the builds where this follows from the file and the machine type",
@@ -119,6 +137,12 @@ var Behaviours = []Behaviour{
 		Boot:   "sid-disk-full",
 	},
 	{
+		Key: setupFile, Component: Edk2, Content: "UiApp", Registers: []int{1},
+		What:   "UiApp has its boot options where it is in DXEFV; builds for TDX keep it in NCCFV since 2026.05, which a trust domain does not load",
+		Source: "OvmfPkg, IntelTdxX64.fdf; PlatformBootManagerCommonLib, PlatformRegisterFvBootOption",
+		Boot:   "trixie-disk-full",
+	},
+	{
 		Key: shellOption, Component: Edk2, Content: "Shell", Registers: []int{1},
 		What:   "the last boot option is the EFI shell, where the build has it and the boot is not by -kernel",
 		Source: "OvmfPkg, PlatformBootManagerLib; QemuBootOrderLib, SetBootOrderFromQemu",
@@ -129,6 +153,11 @@ var Behaviours = []Behaviour{
 		What:   "the EFI shell's boot option has the attribute of an application",
 		Source: "OvmfPkg, PlatformBootManagerLib",
 		Boot:   "sid-disk-full",
+	},
+	{
+		Key: separatorMoved, Component: Edk2, TD: true, Since: "2024.11", Registers: []int{1, 4},
+		What:   "the separator at the end of the firmware's part goes to RTMR 1; before it went to RTMR 0, which had two",
+		Source: "OvmfPkg, TdTcg2Dxe.c, OnReadyToBoot; commit efaf8931bb",
 	},
 	{
 		Key: setupHeader, Component: VMM, Registers: []int{4},
@@ -143,6 +172,11 @@ var Behaviours = []Behaviour{
 		Boot:   "trixie-kernel-qemu10",
 	},
 	{
+		Key: plainKernel, Component: VMM, TD: true, Since: "10.2", Registers: []int{4},
+		What:   "QEMU does not write to the setup header of a confidential guest's kernel; Canonical's 8.2 and 9.x, and 10.1, do",
+		Source: "QEMU, hw/i386/x86-common.c, x86_load_linux; commit a7542a38f3",
+	},
+	{
 		Key: namedKernel, Component: Edk2, Since: "2025.02", Content: textPrefix + "etc/boot/\x00", Registers: []int{4},
 		What:   "the firmware takes the kernel from there when it is",
 		Source: "OvmfPkg, QemuKernelLoaderFsDxe.c",
@@ -153,6 +187,11 @@ var Behaviours = []Behaviour{
 		What:   "with -initrd, \"initrd=initrd\" goes before the command line, not after it",
 		Source: "OvmfPkg, GenericQemuLoadImageLib.c",
 		Boot:   "sid-kernel",
+	},
+	{
+		Key: stubCC, Component: Stub, TD: true, Since: "256", Registers: []int{11, 12, 13},
+		What:   "the stub measures through the CC measurement protocol, too; its tagged events since 261",
+		Source: "systemd, src/boot/measure.c; pull requests 30996, 41099",
 	},
 	{
 		Key: sectionsUnameSBAT, Component: Stub, Since: "254", Registers: []int{11},
@@ -207,6 +246,11 @@ var Behaviours = []Behaviour{
 		What:   "the kernel's EFI stub measures its load options and its initrd",
 		Source: "Linux, drivers/firmware/efi/libstub/efi-stub-helper.c",
 		Boot:   "bookworm-disk-kernel61",
+	},
+	{
+		Key: kernelCC, Component: Kernel, TD: true, Since: "6.9", Registers: []int{9},
+		What:   "the kernel's EFI stub does that through the CC measurement protocol where there is no TPM; before, nothing stands for PCR 9 in RTMR 2",
+		Source: "Linux, drivers/firmware/efi/libstub/efi-stub-helper.c; commit ac93cbfc2a",
 	},
 	{
 		Key: imaAggregate, Component: Kernel, Registers: []int{10},

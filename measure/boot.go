@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/plinth-os/plinth/measure/eventlog"
+	"github.com/plinth-os/plinth/measure/tdx"
 )
 
 // Machine is the shape of a virtual machine, as far as it decides what is
@@ -34,17 +35,18 @@ type Machine struct {
 // and Kernel one is given.
 type Boot struct {
 	Firmware *Firmware
-	Vars     []byte            // NVRAM flash, as it is before the boot
+	Vars     []byte            // NVRAM flash, as it is before the boot; of a trust domain nil or TD.Firmware
 	Disk     *io.SectionReader // GPT disk with EFI/BOOT/BOOTX64.EFI, a unified kernel image, in its ESP
 	UKI      *io.SectionReader // unified kernel image given to QEMU as -kernel, without -append
 	Kernel   *io.SectionReader // bzImage given to QEMU as -kernel
 	Initrd   *io.SectionReader // -initrd, with Kernel
 	Cmdline  string            // -append, with Kernel
 	Machine  Machine
-	Phases   []string // that the guest extends into PCR 11
-	Modules  []Module // that the guest loads, in its order; nil: not known
-	Records  *Records // platform records; nil: none
-	Banks    []eventlog.Alg
+	Phases   []string       // that the guest extends into PCR 11
+	Modules  []Module       // that the guest loads, in its order; nil: not known
+	Records  *Records       // platform records; nil: none
+	Banks    []eventlog.Alg // of a trust domain there is sha384 alone, whatever is here
+	TD       *TD            // nil: a machine with a TPM
 }
 
 // Module is a kernel module that the guest loads from a file (finit_module).
@@ -80,6 +82,8 @@ func (b *Boot) check() error {
 		return errors.New("measure: boot: initrd or command line without a kernel")
 	case b.Firmware == nil || len(b.Vars) == 0:
 		return errors.New("measure: boot: no firmware, or no NVRAM")
+	case b.TD == nil && len(b.Firmware.Volumes) == 0:
+		return errors.New("measure: boot: the firmware has no PEI phase: it measures in a trust domain only")
 	case len(b.Banks) == 0:
 		return errors.New("measure: boot: no bank")
 	case chipset(m.Type) != "q35":
@@ -113,7 +117,7 @@ func (p *predictor) predict(o *payload) (*Prediction, error) {
 	p.os = o
 	p.refuseOwnRecord()
 	p.findVersions()
-	if err := p.firmwareVolumes(); err != nil {
+	if err := p.begin(); err != nil {
 		return nil, err
 	}
 	p.secureBootPolicy()
@@ -122,18 +126,32 @@ func (p *predictor) predict(o *payload) (*Prediction, error) {
 	if early {
 		p.image()
 	}
-	p.smbios(false)
+	if err := p.smbios(false); err != nil {
+		return nil, err
+	}
 	p.bootVariables()
 	p.readyToBoot()
-	p.smbios(true)
+	if err := p.smbios(true); err != nil {
+		return nil, err
+	}
 	if !early {
 		p.image()
 	}
 	p.stub()
 	p.kernelStub()
 	p.exitBootServices()
-	p.ima()
+	if p.TD == nil {
+		p.ima()
+	}
 	return p.prediction(), nil
+}
+
+// begin adds what is measured before the drivers of the firmware start.
+func (p *predictor) begin() error {
+	if p.TD != nil {
+		return p.beginTD()
+	}
+	return p.firmwareVolumes()
 }
 
 // withSHA256 adds the bank that IMA takes its aggregate from.
@@ -145,6 +163,12 @@ func withSHA256(banks []eventlog.Alg) []eventlog.Alg {
 }
 
 func newPredictor(b *Boot) (*predictor, error) {
+	if b.TD != nil {
+		var err error
+		if b, err = b.inTD(); err != nil {
+			return nil, err
+		}
+	}
 	if err := b.check(); err != nil {
 		return nil, err
 	}
@@ -175,7 +199,7 @@ func (p *predictor) platform() {
 // predicted: nothing that this image was seen to measure may become its
 // prediction.
 func (p *predictor) refuseOwnRecord() {
-	if p.record != nil && p.record.Image == p.os.digest() {
+	if p.record != nil && p.record.Image != "" && p.record.Image == p.os.digest() {
 		p.record = nil
 		p.notes = append(p.notes, "the platform record is of a boot of this image: not used")
 	}
@@ -193,6 +217,7 @@ type predictor struct {
 	versions Versions
 	notes    []string
 
+	mrtd     *Value // of a trust domain
 	events   []Event
 	variants map[int][][]Event // of a register's events, where more than one is possible
 }
@@ -214,8 +239,23 @@ func (p *predictor) addUnknown(register int, t eventlog.Type, data []byte, sourc
 	})
 }
 
-// append names the event as a log's reader does.
+// register returns the register for what a PCR holds: its number, or in a trust
+// domain the index in the CC log of the RTMR that stands for it.
+func (p *predictor) register(pcr int) int {
+	if p.TD == nil {
+		return pcr
+	}
+	rtmr, ok := tdx.RTMR(pcr)
+	if !ok {
+		panic(fmt.Sprintf("measure: no RTMR stands for PCR %d", pcr)) // no event is made for it
+	}
+	return rtmr + 1
+}
+
+// append adds an event of a PCR, or what stands for that, and names it as a log's
+// reader does.
 func (p *predictor) append(e Event) {
+	e.Register = p.register(e.Register)
 	if e.Name == "" {
 		l := eventlog.Log{Events: []eventlog.Event{e.Event}}
 		l.Describe()

@@ -32,6 +32,7 @@ const (
 	NotPredicted Verdict = "not predicted" // for Reason; the events that are known are as predicted
 	Mismatch     Verdict = "mismatch"
 	LogMismatch  Verdict = "log mismatch" // the log does not account for the register
+	NotChecked   Verdict = "not checked"  // this boot cannot tell, for Reason
 )
 
 // CheckResult is the comparison of a boot with its prediction.
@@ -89,9 +90,12 @@ func Check(m *Measurements, o *Observed) (*CheckResult, error) {
 	if o.Log == nil {
 		return nil, errors.New("measure: check: the guest reported no event log")
 	}
-	c := &checker{o: o, described: *o.Log, replays: map[string]map[int][]byte{}}
-	c.described.Events = slices.Clone(o.Log.Events)
-	c.described.Describe()
+	for i := range m.Values {
+		if p := m.Values[i].Platform; p != PlatformTPM {
+			return nil, fmt.Errorf("measure: check: the document is for platform %s: registers of a TPM do not tell about it", p)
+		}
+	}
+	c := newChecker(o)
 	r := &CheckResult{Schema: checkSchema, Profile: m.Profile, Machine: shape, Passed: true, Notes: notes(m, o), Registers: []RegisterCheck{}}
 	done := map[[2]string]bool{}
 	for i := range m.Values {
@@ -161,6 +165,13 @@ type checker struct {
 	o         *Observed
 	described eventlog.Log // with names
 	replays   map[string]map[int][]byte
+}
+
+func newChecker(o *Observed) *checker {
+	c := &checker{o: o, described: *o.Log, replays: map[string]map[int][]byte{}}
+	c.described.Events = slices.Clone(o.Log.Events)
+	c.described.Describe()
+	return c
 }
 
 func (c *checker) check(v *Value) (RegisterCheck, error) {
@@ -261,12 +272,17 @@ func (c *checker) settled(m *Measurements, r *CheckResult) {
 	}
 }
 
+// register returns the number of the register, 0 for one without a number.
 func (v *Value) register() (int, eventlog.Alg, error) {
 	alg, err := eventlog.ParseAlg(v.Bank)
 	if err != nil {
 		return 0, 0, err
 	}
-	n, err := strconv.Atoi(strings.TrimPrefix(v.Register, "pcr"))
+	digits := strings.TrimLeft(v.Register, "abcdefghijklmnopqrstuvwxyz_")
+	if digits == "" {
+		return 0, alg, nil
+	}
+	n, err := strconv.Atoi(digits)
 	return n, alg, err
 }
 

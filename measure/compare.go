@@ -3,6 +3,7 @@ package measure
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/plinth-os/plinth/measure/eventlog"
 )
@@ -10,6 +11,7 @@ import (
 // RegisterChange is a value in which two documents differ.
 type RegisterChange struct {
 	Register string   `json:"register"`
+	CPU      string   `json:"cpu,omitempty"`
 	Bank     string   `json:"bank"`
 	Phase    string   `json:"phase"`
 	Events   []string `json:"events"` // what differs, by name
@@ -29,7 +31,42 @@ func Compare(a, b *Measurements) []RegisterChange {
 			if vb != nil && reflect.DeepEqual(va.values(), vb.values()) && va.Provenance == vb.Provenance {
 				continue
 			}
-			out = append(out, change(va, vb))
+			c := change(va, vb)
+			if vb != nil && (va.Register == launchDigest || va.Register == mrtd) {
+				c.Events = c.Events[:min(1, len(c.Events))] // it moves all that follow
+			}
+			if vb != nil && va.Register == launchDigest {
+				c.Events = slices.Concat(changedInputs(a, b), c.Events)
+			}
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// changedInputs names what a launch digest was computed from otherwise.
+func changedInputs(a, b *Measurements) (out []string) {
+	for _, in := range a.Inputs {
+		i := slices.IndexFunc(b.Inputs, func(o Input) bool { return o.Name == in.Name })
+		switch {
+		case i < 0:
+			out = append(out, "missing: "+in.Name)
+		case b.Inputs[i].SHA256 != in.SHA256:
+			out = append(out, "changed: "+in.Name)
+		}
+	}
+	for _, in := range b.Inputs {
+		if !slices.ContainsFunc(a.Inputs, func(o Input) bool { return o.Name == in.Name }) {
+			out = append(out, "extra: "+in.Name)
+		}
+	}
+	if a.SNP != nil && b.SNP != nil {
+		for _, f := range []struct{ name, a, b string }{
+			{"VMM", a.SNP.VMM, b.SNP.VMM}, {"era of host kernels", a.SNP.Era, b.SNP.Era}, {"guest features", a.SNP.GuestFeatures, b.SNP.GuestFeatures},
+		} {
+			if f.a != f.b {
+				out = append(out, fmt.Sprintf("changed: %s %s, now %s", f.name, f.a, f.b))
+			}
 		}
 	}
 	return out
@@ -39,7 +76,7 @@ func Compare(a, b *Measurements) []RegisterChange {
 func (m *Measurements) find(v *Value, shape Shape) *Value {
 	for i := range m.Values {
 		x := &m.Values[i]
-		if x.Register == v.Register && x.Bank == v.Bank && x.Phase == v.Phase && (x.Shape == nil || *x.Shape == shape) {
+		if x.Platform == v.Platform && x.Register == v.Register && x.Bank == v.Bank && x.Phase == v.Phase && x.CPU == v.CPU && (x.Shape == nil || *x.Shape == shape) {
 			return x
 		}
 	}
@@ -47,7 +84,7 @@ func (m *Measurements) find(v *Value, shape Shape) *Value {
 }
 
 func change(a, b *Value) RegisterChange {
-	c := RegisterChange{Register: a.Register, Bank: a.Bank, Phase: a.Phase, Events: []string{}}
+	c := RegisterChange{Register: a.Register, CPU: a.CPU, Bank: a.Bank, Phase: a.Phase, Events: []string{}}
 	if b == nil {
 		c.Events = append(c.Events, "no longer predicted")
 		return c

@@ -17,15 +17,21 @@ func table() string {
 	b.WriteString("| what | component | since | until | told by | PCR | read in | proved by |\n|---|---|---|---|---|---|---|---|\n")
 	for _, r := range Behaviours {
 		content := r.Content
-		if text, ok := strings.CutPrefix(content, textPrefix); ok {
-			content = fmt.Sprintf("%q", strings.TrimSuffix(text, "\x00"))
+		for _, prefix := range []string{textPrefix, earlyPrefix} {
+			if text, ok := strings.CutPrefix(content, prefix); ok {
+				content = fmt.Sprintf("%q", strings.TrimSuffix(text, "\x00"))
+			}
+		}
+		component := string(r.Component)
+		if r.TD {
+			component += ", in a trust domain"
 		}
 		var registers []string
 		for _, n := range r.Registers {
 			registers = append(registers, fmt.Sprint(n))
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n",
-			r.What, r.Component, r.Since, r.Until, content, strings.Join(registers, ", "), r.Source, r.Proof())
+			r.What, component, r.Since, r.Until, content, strings.Join(registers, ", "), r.Source, r.Proof())
 	}
 	return b.String()
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -33,6 +34,10 @@ type Measurements struct {
 	Versions Versions `json:"versions"`
 	Notes    []string `json:"notes"`
 	Values   []Value  `json:"values"`
+
+	Inputs []Input   `json:"inputs,omitempty"` // what the values were computed from
+	SNP    *SNPFacts `json:"snp,omitempty"`    // what a report of the guest shows besides its digest
+	TDX    *TDXFacts `json:"tdx,omitempty"`    // what a quote shows besides its registers
 }
 
 // Shape is a machine's shape.
@@ -54,11 +59,12 @@ type Versions struct {
 
 // Value is what one register will hold at one time.
 type Value struct {
-	Platform   string     `json:"platform"` // "tpm"
-	Register   string     `json:"register"` // "pcr4"
+	Platform   string     `json:"platform"` // of registersOf
+	Register   string     `json:"register"` // "pcr4", "launch_digest", "mrtd"
 	Bank       string     `json:"bank"`     // "sha256"
 	Phase      string     `json:"phase"`    // "" before userspace extends anything, else the phases, joined by ":"
 	Shape      *Shape     `json:"shape,omitempty"`
+	CPU        string     `json:"cpu,omitempty"` // vCPU model that a launch digest is for
 	Provenance Provenance `json:"provenance"`
 	Value      string     `json:"value"`  // hex; "" when it is one of several, or not known
 	OneOf      []string   `json:"one_of"` // hex; the first is what Events lead to
@@ -149,6 +155,9 @@ func ParseMeasurements(b []byte) (*Measurements, error) {
 	if len(m.Machines) == 0 || m.Machines[0] != m.Machine {
 		return nil, fmt.Errorf("measure: measurements: machine %+v is not the first of machines", m.Machine)
 	}
+	if err := m.checkFacts(); err != nil {
+		return nil, fmt.Errorf("measure: measurements: %w", err)
+	}
 	seen := map[string]bool{}
 	for i := range m.Values {
 		v := &m.Values[i]
@@ -168,15 +177,42 @@ func ParseMeasurements(b []byte) (*Measurements, error) {
 // Marshal writes measurements.json. Equal values give equal bytes.
 func (m *Measurements) Marshal() ([]byte, error) { return encode(m) }
 
-var registerName = regexp.MustCompile(`^pcr([0-9]|1[0-9]|2[0-3])$`)
+// The platforms of values.
+const (
+	PlatformTPM   = "tpm"
+	PlatformSNP   = "snp"
+	PlatformSEVES = "seves"
+	PlatformSEV   = "sev"
+	PlatformTDX   = "tdx"
+)
+
+// Registers whose events are ranges of pages, each with the digest so far.
+const (
+	launchDigest = "launch_digest" // the one of AMD's platforms
+	mrtd         = "mrtd"
+)
+
+// registersOf says what registers a platform has, and in which banks; nil are
+// those of a TPM.
+var registersOf = map[string]struct {
+	pattern *regexp.Regexp
+	says    string
+	banks   []string
+}{
+	PlatformTPM:   {regexp.MustCompile(`^pcr([0-9]|1[0-9]|2[0-3])$`), "pcr0 to pcr23", nil},
+	PlatformSNP:   {regexp.MustCompile(`^` + launchDigest + `$`), launchDigest, []string{"sha384"}},
+	PlatformSEVES: {regexp.MustCompile(`^` + launchDigest + `$`), launchDigest, []string{"sha256"}},
+	PlatformSEV:   {regexp.MustCompile(`^` + launchDigest + `$`), launchDigest, []string{"sha256"}},
+	PlatformTDX:   {regexp.MustCompile(`^(mrtd|rtmr[0-3])$`), "mrtd or rtmr0 to rtmr3", []string{"sha384"}},
+}
 
 func (v *Value) check(machines []Shape) error {
 	alg, err := eventlog.ParseAlg(v.Bank)
 	if err != nil {
 		return err
 	}
-	if v.Platform != "tpm" || !registerName.MatchString(v.Register) {
-		return fmt.Errorf("platform %q, register %q: want tpm and pcr0 to pcr23", v.Platform, v.Register)
+	if err := v.checkRegister(); err != nil {
+		return err
 	}
 	if v.Shape != nil && !slices.Contains(machines, *v.Shape) {
 		return fmt.Errorf("shape %+v: not one of machines", *v.Shape)
@@ -213,11 +249,27 @@ func (v *Value) check(machines []Shape) error {
 	return nil
 }
 
+// checkRegister holds register and bank to what the platform has.
+func (v *Value) checkRegister() error {
+	p, ok := registersOf[v.Platform]
+	switch {
+	case !ok:
+		return fmt.Errorf("platform %q: want one of %q", v.Platform, slices.Sorted(maps.Keys(registersOf)))
+	case !p.pattern.MatchString(v.Register):
+		return fmt.Errorf("platform %q, register %q: want %s", v.Platform, v.Register, p.says)
+	case p.banks != nil && !slices.Contains(p.banks, v.Bank):
+		return fmt.Errorf("platform %q, bank %q: want %s", v.Platform, v.Bank, strings.Join(p.banks, " or "))
+	case v.CPU != "" && v.Register != launchDigest:
+		return fmt.Errorf("cpu %q: only a launch digest has one", v.CPU)
+	}
+	return nil
+}
+
 // keys names the value in each shape that it is for.
 func (v *Value) keys(machines []Shape) (out []string) {
 	for _, s := range machines {
 		if v.Shape == nil || *v.Shape == s {
-			out = append(out, fmt.Sprintf("%s %s %q in %d vCPUs, %d MiB", v.Register, v.Bank, v.Phase, s.VCPUs, s.MemoryMiB))
+			out = append(out, fmt.Sprintf("%s %s %s %q %q in %d vCPUs, %d MiB", v.Platform, v.Register, v.Bank, v.Phase, v.CPU, s.VCPUs, s.MemoryMiB))
 		}
 	}
 	return out

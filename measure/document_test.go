@@ -103,7 +103,7 @@ func TestParseMeasurementsRefuses(t *testing.T) {
 		{"unknown key", `"profile"`, `"Profil"`, "unknown field"},
 		{"machine", `"vcpus": 1`, `"vcpus": 2`, "not the first of machines"},
 		{"register", `"register": "pcr0"`, `"register": "pcr24"`, `register "pcr24"`},
-		{"platform", `"platform": "tpm"`, `"platform": "tdx"`, `platform "tdx"`},
+		{"platform", `"platform": "tpm"`, `"platform": "tdx"`, `platform "tdx", register "pcr0"`},
 		{"shape of no machine", `"phase": "",`, `"phase": "", "shape": {"type": "q35", "vcpus": 3, "memory_mib": 1},`, "not one of machines"},
 		{"bank", `"bank": "sha1"`, `"bank": "md5"`, "md5"},
 		{"provenance", `"provenance": "predicted",`, `"provenance": "guessed",`, `provenance "guessed"`},
@@ -142,6 +142,7 @@ func FuzzParseMeasurements(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(doc)
+	f.Add([]byte(filled(snpDocument)))
 	f.Add([]byte(`{"schema":1,"machine":{"type":"","vcpus":0,"memory_mib":0},"machines":[{"type":"","vcpus":0,"memory_mib":0}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := ParseMeasurements(b)

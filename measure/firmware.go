@@ -22,7 +22,7 @@ type Firmware struct {
 	SecureBoot bool     `json:"secure_boot"`
 	SMM        bool     `json:"smm"`
 	Behaviours []string `json:"behaviours"` // of the table, those that its content tells
-	Volumes    []Volume `json:"volumes"`    // in the order in which they are measured
+	Volumes    []Volume `json:"volumes"`    // in the order in which they are measured; none in a build without PEI phase, for trust domains
 }
 
 // Volume is an unpacked firmware volume.
@@ -39,7 +39,7 @@ type Volume struct {
 
 // firmwareSchema goes up, too, when a row of the table gets another Content, so
 // that what was kept is made anew.
-const firmwareSchema = 1
+const firmwareSchema = 2
 
 // volumes are those that are measured, in their order. The first is the one that
 // PEI modules may alter.
@@ -72,7 +72,11 @@ func DigestFirmware(code []byte, banks []eventlog.Alg) (*Firmware, error) {
 		Version:    o.Version,
 		SecureBoot: o.SecureBoot,
 		SMM:        o.SMM,
-		Behaviours: behavioursIn(o),
+		Behaviours: behavioursIn(o, code),
+		Volumes:    []Volume{},
+	}
+	if _, ok := o.Volume(peifv); !ok && slices.Contains(f.Behaviours, tdFirmware) {
+		return f, nil // nothing stands for PCR 0 at run time
 	}
 	// NCCFV of AMD SEV builds is unpacked, too, and not measured.
 	for _, name := range volumes {
@@ -107,23 +111,35 @@ func digestVolume(v ovmf.Volume, banks []eventlog.Alg) Volume {
 }
 
 // behavioursIn lists the rows of the table that the firmware's content decides.
-func behavioursIn(o *ovmf.Firmware) []string {
-	dxe, _ := o.Volume("DXEFV")
+func behavioursIn(o *ovmf.Firmware, code []byte) []string {
 	out := []string{}
 	for _, b := range Behaviours {
-		if b.Component != Edk2 || b.Content == "" {
-			continue
-		}
-		text, isText := strings.CutPrefix(b.Content, textPrefix)
-		if isText && bytes.Contains(dxe.Data, []byte(text)) || !isText && o.Has(b.Content) {
+		if b.Component == Edk2 && b.Content != "" && contains(o, code, b.Content) {
 			out = append(out, b.Key)
 		}
 	}
 	return out
 }
 
-// textPrefix marks Content that is a text in DXEFV, not the name of a module.
-const textPrefix = "text:"
+// Content is the name of a module, or with one of these before it a text: in
+// DXEFV, or in what runs before that, PEIFV or a SEC phase that is not packed.
+const (
+	textPrefix  = "text:"
+	earlyPrefix = "early:"
+)
+
+func contains(o *ovmf.Firmware, code []byte, content string) bool {
+	if text, ok := strings.CutPrefix(content, textPrefix); ok {
+		dxe, _ := o.Volume("DXEFV")
+		return bytes.Contains(dxe.Data, []byte(text))
+	}
+	if text, ok := strings.CutPrefix(content, earlyPrefix); ok {
+		pei, _ := o.Volume(peifv)
+		return bytes.Contains(pei.Data, []byte(text)) || bytes.Contains(code, []byte(text))
+	}
+	// A confidential guest does not load NCCFV, and boot options name DXEFV.
+	return slices.ContainsFunc(o.Modules, func(m ovmf.Module) bool { return m.Name == content && m.Volume != "NCCFV" })
+}
 
 // does tells whether the firmware shows a behaviour.
 func (f *Firmware) does(key string) bool {
@@ -171,6 +187,9 @@ func ParseFirmware(b []byte) (*Firmware, error) {
 	}
 	if f.Schema != firmwareSchema {
 		return nil, fmt.Errorf("measure: firmware digests: schema %d: want %d", f.Schema, firmwareSchema)
+	}
+	if f.Volumes != nil && len(f.Volumes) == 0 && f.does(tdFirmware) {
+		return &f, nil
 	}
 	if len(f.Volumes) != len(volumes) {
 		return nil, fmt.Errorf("measure: firmware digests: %d volumes: want %q", len(f.Volumes), volumes)

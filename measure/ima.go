@@ -155,7 +155,7 @@ func appendField(b, field []byte) []byte {
 // variantReason says why a register is one of several values.
 func (p *predictor) variantReason(register int) string {
 	switch register {
-	case 5:
+	case p.register(5):
 		return "the kernel's first call of ExitBootServices may fail when the stub has written to the disk; it is then made again"
 	case registerIMA:
 		return "options of the kernel's build: no IMA, or IMA with template ima-sig or ima-ng, with or without a rule for modules"

@@ -53,12 +53,8 @@ func (p *predictor) stub() {
 	if o.stub == nil {
 		return
 	}
-	for _, e := range slices.Concat(o.sections...) {
-		e.Name = "" // as Describe has it
-		p.append(Event{Event: e, Provenance: Predicted})
-	}
-	if behaviour(smbiosTags).holds(o.stub.Full) {
-		p.smbiosTag()
+	if p.TD == nil || behaviour(stubCC).holds(o.stub.Full) {
+		p.stubEvents()
 	}
 	if p.innerMeasured(o.stub) {
 		p.append(Event{
@@ -66,6 +62,17 @@ func (p *predictor) stub() {
 				Name: "kernel inside the UKI", Source: "section .linux"},
 			Provenance: Predicted,
 		})
+	}
+}
+
+// stubEvents adds what the stub itself extends registers by.
+func (p *predictor) stubEvents() {
+	for _, e := range slices.Concat(p.os.sections...) {
+		e.Name = "" // as Describe has it
+		p.append(Event{Event: e, Provenance: Predicted})
+	}
+	if behaviour(smbiosTags).holds(p.os.stub.Full) {
+		p.smbiosTag()
 	}
 }
 
@@ -135,7 +142,7 @@ func passedOn(cmdline string, stub *uki.Version, m *Machine) string {
 // initrd as the loader gives it.
 func (p *predictor) kernelStub() {
 	o := p.os
-	if !behaviour(kernelLoadOptions).holds(o.release) {
+	if !behaviour(kernelLoadOptions).holds(o.release) || p.TD != nil && !behaviour(kernelCC).holds(o.release) {
 		return
 	}
 	if o.cmdline != "" {
@@ -165,11 +172,12 @@ func (p *predictor) exitBootServices() {
 	const call, failure, success = "Exit Boot Services Invocation", "Exit Boot Services Returned with Failure", "Exit Boot Services Returned with Success"
 	before := len(p.events)
 	if p.Disk != nil && p.m.DiskWritable && p.Firmware.does(exitRetry) {
+		r := p.register(5)
 		actions(call, failure, call, success)
-		retried := p.lists(5)[0]
+		retried := p.lists(r)[0]
 		p.events = p.events[:before]
 		actions(call, success)
-		p.variants[5] = [][]Event{p.lists(5)[0], retried}
+		p.variants[r] = [][]Event{p.lists(r)[0], retried}
 		return
 	}
 	actions(call, success)

@@ -60,12 +60,15 @@ var endOfPath = []byte{0x7f, 0xff, 4, 0}
 
 // options are the boot options in their order.
 func (p *predictor) options() []bootOption {
-	menu := bootOption{optionActive | optionHidden | optionApp, "UiApp", volumeFile(uiApp), nil}
-	if p.Firmware.does(bootMenu) {
-		menu.description, menu.path = "BootManagerMenuApp", volumeFile(bootMenuApp)
+	var list []bootOption
+	const menu = optionActive | optionHidden | optionApp
+	switch {
+	case p.Firmware.does(bootMenu):
+		list = append(list, bootOption{menu, "BootManagerMenuApp", volumeFile(bootMenuApp), nil})
+	case p.Firmware.does(setupFile):
+		list = append(list, bootOption{menu, "UiApp", volumeFile(uiApp), nil})
 	}
-	list := []bootOption{menu}
-	if p.Firmware.does(setupOption) {
+	if p.Firmware.does(setupOption) && p.Firmware.does(setupFile) {
 		list = append(list, bootOption{optionActive | optionApp, "EFI Firmware Setup", volumeFile(uiApp), nil})
 	}
 	if p.Disk == nil {

@@ -115,8 +115,11 @@ func (p *predictor) kernelImage(o *payload) ([]func() error, error) {
 // firmware that looks there.
 func (p *predictor) headerPatched() (patched, known bool) {
 	v := p.vmmVersion()
-	if v == "" {
+	switch {
+	case v == "":
 		return false, false
+	case p.TD != nil && behaviour(plainKernel).holds(v):
+		return false, true
 	}
 	return behaviour(setupHeader).holds(v) && !(behaviour(unpatchedKernel).holds(v) && p.Firmware.does(namedKernel)), true
 }

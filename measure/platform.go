@@ -78,6 +78,10 @@ const (
 // acpi adds the files of fw_cfg from which the firmware makes the ACPI tables,
 // in the order in which QEMU's script loads them.
 func (p *predictor) acpi() {
+	if p.TD != nil {
+		p.acpiTD()
+		return
+	}
 	if !p.Firmware.does(acpiTables) {
 		return
 	}
@@ -95,16 +99,21 @@ func (p *predictor) acpi() {
 
 // smbios adds the event of the SMBIOS tables. Its place depends on the build:
 // before the boot variables, or (late) after the separators.
-func (p *predictor) smbios(late bool) {
+func (p *predictor) smbios(late bool) error {
 	if !p.Firmware.does(smbiosTables) || late != (p.Firmware.SMM && p.Firmware.does(smbiosLate)) {
-		return
+		return nil
 	}
 	e := Event{Event: eventlog.Event{Register: 1, Type: eventlog.HandoffTables, Source: "SMBIOS tables"}}
-	p.fill(&e, recordSMBIOS, 0)
+	if p.TD == nil {
+		p.fill(&e, recordSMBIOS, 0)
+	} else if err := p.fillSMBIOS(&e); err != nil {
+		return err
+	}
 	if e.Data == nil { // where they lie is not measured
 		e.Name = "SMBIOS tables"
 	}
 	p.append(e)
+	return nil
 }
 
 // readyToBoot adds what is measured when the firmware is about to start the
@@ -112,6 +121,10 @@ func (p *predictor) smbios(late bool) {
 func (p *predictor) readyToBoot() {
 	action := []byte("Calling EFI Application from Boot Option")
 	p.add(4, eventlog.EFIAction, action, action, "firmware")
+	if p.TD != nil {
+		p.separatorTD()
+		return
+	}
 	for r := range 7 {
 		p.separator(r)
 	}

@@ -158,7 +158,7 @@ func TestPredictRefuses(t *testing.T) {
 func TestParseFirmwareRefuses(t *testing.T) {
 	good := string(read(t, "testdata/firmware/bookworm.json"))
 	for _, tt := range []struct{ name, old, new, want string }{
-		{"schema", `"schema": 1`, `"schema": 0`, "schema 0"},
+		{"schema", `"schema": 2`, `"schema": 0`, "schema 0"},
 		{"unknown key", `"smm"`, `"sm"`, "unknown field"},
 		{"volumes of other names", `"PEIFV"`, `"DXEFV"`, `volume "DXEFV"`},
 		{"no digests of DXEFV", `"q35"`, `"q36"`, `volume "DXEFV"`},
@@ -172,7 +172,7 @@ func TestParseFirmwareRefuses(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
 	}
-	if _, err := ParseFirmware([]byte(`{"schema": 1}`)); err == nil {
+	if _, err := ParseFirmware([]byte(`{"schema": 2}`)); err == nil {
 		t.Error("firmware without volumes was taken")
 	}
 	f, err := ParseFirmware([]byte(good))

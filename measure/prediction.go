@@ -11,11 +11,12 @@ import (
 
 // Prediction is what one boot will measure.
 type Prediction struct {
+	Platform string // PlatformTPM or PlatformTDX
 	Machine  Machine
 	Versions Versions
 	Notes    []string // what a reader should know: versions that no boot has proved
 	Banks    []eventlog.Alg
-	Events   []Event // in the order of the log, then those that no log has
+	Events   []Event // in the order of the log, then those that no log has; of a trust domain with the registers of a CC log
 	Values   []Value // by register, bank and phase
 
 	key   Key    // of the platform record that would fit
@@ -33,7 +34,7 @@ type Event struct {
 // Log returns the predicted events as an event log. Events whose digest is not
 // known, and those that no log has, are not in it.
 func (p *Prediction) Log() *eventlog.Log {
-	l := &eventlog.Log{Algs: slices.Clone(p.Banks), Spec: eventlog.EDK2}
+	l := &eventlog.Log{Algs: slices.Clone(p.Banks), Spec: eventlog.EDK2, CC: p.Platform == PlatformTDX}
 	for _, e := range p.Events {
 		if !e.Unlogged && e.Provenance != Volatile {
 			l.Events = append(l.Events, e.Event)
@@ -49,19 +50,31 @@ const (
 )
 
 func (p *predictor) prediction() *Prediction {
-	out := &Prediction{Machine: p.m, Versions: p.versions, Notes: p.notes, Banks: p.Banks, key: p.key(), image: p.os.digest()}
-	for r := range registers {
-		for _, bank := range p.Banks {
-			out.Values = append(out.Values, p.value(r, bank, ""))
-			if r == registerPhases && len(p.Phases) > 0 {
-				out.Values = append(out.Values, p.value(r, bank, strings.Join(p.Phases, ":")))
-			}
-		}
+	out := &Prediction{Platform: PlatformTPM, Machine: p.m, Versions: p.versions, Notes: p.notes, Banks: p.Banks, key: p.key(), image: p.os.digest()}
+	if p.TD != nil {
+		out.Platform, out.Values = PlatformTDX, p.valuesTD()
+	} else {
+		out.Values = p.values()
 	}
 	out.Events = slices.Concat(p.events, p.variant(registerIMA, 0), p.phases())
 	for i := range out.Events {
 		e := &out.Events[i]
 		e.Digests = slices.DeleteFunc(slices.Clone(e.Digests), func(d eventlog.Digest) bool { return !slices.Contains(p.Banks, d.Alg) })
+	}
+	return out
+}
+
+// values returns those of all PCRs.
+func (p *predictor) values() (out []Value) {
+	for r := range registers {
+		for _, bank := range p.Banks {
+			v := Value{Platform: PlatformTPM, Register: fmt.Sprintf("pcr%d", r), Bank: bank.String()}
+			out = append(out, p.value(v, r, bank, p.lists(r)))
+			if r == registerPhases && len(p.Phases) > 0 {
+				v.Phase = strings.Join(p.Phases, ":")
+				out = append(out, p.value(v, r, bank, [][]Event{slices.Concat(p.lists(r)[0], p.phases())}))
+			}
+		}
 	}
 	return out
 }
@@ -88,19 +101,9 @@ func (p *predictor) variant(register, i int) []Event {
 	return nil
 }
 
-func (p *predictor) value(register int, bank eventlog.Alg, phase string) Value {
-	v := Value{
-		Platform:   "tpm",
-		Register:   fmt.Sprintf("pcr%d", register),
-		Bank:       bank.String(),
-		Phase:      phase,
-		Provenance: Predicted,
-		Events:     []EventRef{},
-	}
-	lists := p.lists(register)
-	if phase != "" {
-		lists = [][]Event{slices.Concat(lists[0], p.phases())}
-	}
+// value completes v by what the possible lists of a register's events come to.
+func (p *predictor) value(v Value, register int, bank eventlog.Alg, lists [][]Event) Value {
+	v.Provenance, v.Events = Predicted, []EventRef{}
 	for _, e := range lists[0] {
 		v.Events = append(v.Events, reference(e, bank))
 	}
@@ -120,7 +123,7 @@ func (p *predictor) value(register int, bank eventlog.Alg, phase string) Value {
 		}
 	}
 	if len(lists[0]) == 0 && len(values) == 1 {
-		v.Reason = unusedReason(register)
+		v.Reason = p.unusedReason(register)
 	}
 	if len(values) > 1 {
 		v.Provenance, v.OneOf, v.Reason = OneOf, values, p.variantReason(register)
@@ -173,8 +176,10 @@ func resetValue(bank eventlog.Alg, register int) []byte {
 	return v
 }
 
-func unusedReason(register int) string {
+func (p *predictor) unusedReason(register int) string {
 	switch {
+	case p.TD != nil:
+		return "not used: nothing extends it before the agent runs"
 	case register >= 17 && register <= 22:
 		return "not used: of a dynamic launch, which does not happen"
 	case register == 16 || register == 23:

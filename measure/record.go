@@ -30,7 +30,7 @@ type Key struct {
 	VCPUs     int    `json:"vcpus"`
 	MemoryMiB int    `json:"memory_mib"`
 	Path      string `json:"path"` // "disk", with the disk attached, or "kernel"
-	TPM       string `json:"tpm"`  // "tpm-tis"
+	TPM       string `json:"tpm"`  // "tpm-tis"; "none" in a trust domain
 }
 
 // recordKind names what may be recorded.
@@ -46,8 +46,9 @@ const (
 // Record is a platform record.
 type Record struct {
 	Key    Key             `json:"key"`
-	Image  string          `json:"image"`  // what was booted for it: SHA-256, hex, over digests of image, command line and initrd
-	Events []RecordedEvent `json:"events"` // in the order of the log
+	Image  string          `json:"image"`            // what was booted for it: SHA-256, hex, over digests of image, command line and initrd; "" when nothing was
+	Source string          `json:"source,omitempty"` // where it is from when nothing was booted
+	Events []RecordedEvent `json:"events"`           // in the order of the log
 }
 
 // RecordedEvent is one event of a record.
@@ -79,7 +80,10 @@ func (p *predictor) key() Key {
 		Path:      p.path(),
 		TPM:       p.Machine.TPM,
 	}
-	if k.TPM == "" {
+	switch {
+	case p.TD != nil:
+		k.TPM = noTPM
+	case k.TPM == "":
 		k.TPM = "tpm-tis"
 	}
 	return k
@@ -89,7 +93,10 @@ func (p *predictor) key() Key {
 // It refuses a log that the registers do not confirm, and one that is not of b's
 // firmware and image.
 func NewRecord(b *Boot, o *Observed) (*Record, error) {
-	if b.Machine.VMM == "" || b.Machine.Accel == "" {
+	switch {
+	case b.TD != nil:
+		return nil, errors.New("measure: record: of a trust domain only the ACPI tables can be recorded")
+	case b.Machine.VMM == "" || b.Machine.Accel == "":
 		return nil, errors.New("measure: record: VMM or acceleration is not known")
 	}
 	without := *b
@@ -207,6 +214,9 @@ func (r *Record) check() error {
 			return fmt.Errorf("measure: record: event %d: %w", i, err)
 		}
 		n[e.Kind]++
+	}
+	if r.Key.TPM == noTPM {
+		return r.checkTD(n)
 	}
 	if n[recordPEIFV] != 1 || n[recordSMBIOS] > 1 || n[recordACPI] != 0 && n[recordACPI] != len(acpiFiles) {
 		return fmt.Errorf("measure: record: %d PEIFV, %d ACPI and %d SMBIOS events: want 1, 0 or %d, and 0 or 1",

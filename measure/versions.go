@@ -35,6 +35,9 @@ func (p *predictor) findVersions() {
 			p.notes = append(p.notes, fmt.Sprintf("%s %s: no boot of this version has proved the prediction", v.component, v.version))
 		}
 	}
+	if p.TD != nil {
+		p.notes = append(p.notes, "no trust domain has run what this predicts: its events are those that boots with a TPM measured, in the registers that TdTcg2Dxe has for them")
+	}
 	if p.versions.Edk2 == "" {
 		p.notes = append(p.notes, "edk2: the firmware names no version")
 	}

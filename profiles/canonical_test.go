@@ -21,7 +21,7 @@ env  = { A = "b", "C" = "=" }
 [machine]
 vcpus = [4, 1]
 `
-	for _, name := range []string{"vtpm", "vtpm-debug", "mine.toml"} {
+	for _, name := range []string{"vtpm", "vtpm-debug", "snp", "tdx", "mine.toml"} {
 		p, err := Load(fstest.MapFS{"mine.toml": {Data: []byte(mine)}}, name, Options{})
 		if err != nil {
 			t.Fatal(err)

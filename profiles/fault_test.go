@@ -114,6 +114,7 @@ var faultRows = []struct {
 		"7:12: firmware.package: is missing: code and vars are paths in it"}, beyond: true},
 	{name: "source without suite", text: "[sources.x]\nmirror = []", want: []string{"3:10: sources.x: suite is missing, or debs"}, beyond: true},
 	{name: "suite that a source's name hides", text: "sources.sid.suite = 'unstable'\nkernel.suite = 'sid'", want: []string{`4:16: kernel.suite: no source has suite "sid", and sources.sid has another; name the source differently`}, beyond: true},
+	{name: "suite of the generic firmware that a source's name hides", text: "schema = 1\nextends = 'snp'\nsources.sid.suite = 'unstable'\nfirmware.generic.suite = 'sid'", want: []string{`4:26: firmware.generic.suite: no source has suite "sid", and sources.sid has another; name the source differently`}, beyond: true},
 	{name: "own kernel without modules", text: "[kernel]\nfile = 'x'", want: []string{"3:2: kernel.modules_dir: is missing: kernel.file comes without modules; or write modules = [] when all are built in"}, beyond: true},
 	{name: "modules without kernel", text: "[kernel]\nmodules_dir = 'x'", want: []string{"3:2: kernel.package: is missing, or kernel.file", "4:15: kernel.modules_dir: wants kernel.file"}, beyond: true},
 	{name: "file without content", text: "[[files]]\npath = '/x'", want: []string{"3:3: files[0]: source is missing, or text"}, beyond: true},
@@ -135,6 +136,29 @@ var faultRows = []struct {
 	{name: "nothing to enroll", text: "secure_boot = { enroll = true, pk = 'p', db = ['d'] }", want: []string{"3:26: secure_boot.enroll: has no certificate to enroll; add cert, or all of pk, kek and db"}, beyond: true},
 	{name: "phase that is not passed", text: `pcr_policy = { key = "k", phases = ["enter-initrd:sysinit"] }`, want: []string{`3:37: pcr_policy.phases: the agent never passes "enter-initrd:sysinit": see agent.phases`}, beyond: true},
 
+	{name: "platform without a TPM", text: "platform = 'tdx'", want: []string{
+		`3:12: platform: "tdx" has no TPM to extend agent.phases into; write phases = [] under [agent]`,
+		`built-in profile vtpm:48:11: firmware.vars: the firmware of platform "tdx" is one file, code`}, beyond: true},
+	{name: "firmware in two files", text: "platform = 'snp'\nagent.phases = []\nfirmware.vars_file = 'v'\nsnp.vcpu_types = ['EPYC']", want: []string{
+		`5:22: firmware.vars_file: the firmware of platform "snp" is one file, code_file`}, beyond: true},
+	{name: "no vCPU types", text: "schema = 1\nextends = 'snp'\nsnp.vcpu_types = []", want: []string{
+		`3:18: snp.vcpu_types: is missing: the model of the vCPUs is measured; write vcpu_types = ["EPYC-v4"] under [snp]`}, beyond: true},
+	{name: "table of another platform", text: "snp.policy = '0x30000'\ntdx = { xfam = '0x3' }", want: []string{
+		`3:1: snp: is for platform "snp"`, `4:7: tdx: is for platform "tdx"`}, beyond: true},
+	{name: "generic firmware of vtpm", text: "firmware.generic = { code_file = 'c', vars = 'v' }", want: []string{
+		`3:20: firmware.generic: a guest of platform "vtpm" runs under its own firmware everywhere`,
+		`3:20: firmware.generic.package: is missing: code and vars are paths in it`}, beyond: true},
+	{name: "half a generic firmware", text: "schema = 1\nextends = 'snp'\n[firmware.generic]\nvars_file = 'v'\nsuite = 'sid'\ncode = { }", want: []string{
+		`6:8: firmware.generic.code: is a table: want a string`}},
+	{name: "keys for firmware without variables", text: "schema = 1\nextends = 'snp'\nsecure_boot.setup_mode = true", want: []string{
+		`3:1: secure_boot: the firmware of platform "snp" has no variables to change: kernel, initrd and command line are measured at launch`}, beyond: true},
+	{name: "keys and set-up mode", text: "secure_boot = { key = 'k', cert = 'c', enroll = true, setup_mode = true }", want: []string{
+		`3:55: secure_boot.setup_mode: cannot stand beside secure_boot.enroll; keep one of the two`}},
+	{name: "policy of a TPM", text: "schema = 1\nextends = 'tdx'\npcr_policy.key = 'k'", want: []string{
+		`3:18: pcr_policy.key: platform "tdx" has no TPM to unseal with`}, beyond: true},
+	{name: "number that is no text", text: "schema = 1\nextends = 'snp'\nsnp.policy = 0x30000", want: []string{`3:14: snp.policy: is an integer: want a string; write "0x30000"`}},
+	{name: "bits", text: "schema = 1\nextends = 'snp'\nsnp.policy = '0x030000'", want: []string{`3:14: snp.policy: "0x030000": want a number of 64 bits in quotes, as in "0x30000"`}},
+
 	{name: "no value", text: "seed =\n[machine]\nmemory = 'x'", want: []string{`3:7: unexpected character U+000A at start of value`, `5:10: machine.memory: is a string: want an integer`}, beyond: true},
 	{name: "no equals sign", text: "seed 'x'\nsedd = 1", want: []string{`3:6: expected '=' after key`, `4:1: sedd: unknown key; did you mean "seed"?`}, beyond: true},
 	{name: "lost header", text: "[machine\nmemory = 'x'\n[agent]\ndebug = 1", want: []string{`3:9: expected ']' to close table name`, `6:9: agent.debug: is an integer: want a boolean`}, beyond: true},
@@ -148,9 +172,15 @@ func TestFaults(t *testing.T) {
 	for _, c := range faultRows {
 		text := withHead(c.text)
 		_, err := load(text, Options{})
-		want := "p.toml:" + strings.Join(c.want, "\np.toml:")
-		if f := (*Faults)(nil); !errors.As(err, &f) || err.Error() != want {
-			t.Errorf("%s:\n%s\ngot\n%v\nwant\n%s", c.name, text, err, want)
+		var want []string
+		for _, w := range c.want {
+			if !strings.HasPrefix(w, "built-in") {
+				w = "p.toml:" + w
+			}
+			want = append(want, w)
+		}
+		if f := (*Faults)(nil); !errors.As(err, &f) || err.Error() != strings.Join(want, "\n") {
+			t.Errorf("%s:\n%s\ngot\n%v\nwant\n%s", c.name, text, err, strings.Join(want, "\n"))
 		}
 	}
 }

@@ -81,6 +81,9 @@ var formats = makeFormats(
 	format{name: "phase", says: "lower-case letters, digits and -", pattern: regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)},
 	format{name: "phases", says: "phases joined by colons", pattern: regexp.MustCompile(`^[a-z0-9][a-z0-9-]*(:[a-z0-9][a-z0-9-]*)*$`)},
 	format{name: "machine", says: `"q35" or one of its versions, as in "pc-q35-7.2"`, pattern: regexp.MustCompile(`^(q35|pc-q35-[0-9]+[.][0-9]+)$`)},
+	format{name: "bits", says: `a number of 64 bits in quotes, as in "0x30000"`, pattern: regexp.MustCompile(`^0x(0|[1-9a-f][0-9a-f]{0,15})$`)},
+	format{name: "hex16", says: "16 bytes in lower-case hexadecimal", pattern: regexp.MustCompile(`^[0-9a-f]{32}$`)},
+	format{name: "hex48", says: "48 bytes in lower-case hexadecimal", pattern: regexp.MustCompile(`^[0-9a-f]{96}$`)},
 	format{name: "cpu", says: "a QEMU CPU model", pattern: regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._,+=-]*$`)},
 )
 

@@ -21,7 +21,7 @@ const maxSize = 1 << 20
 // maxDepth bounds a chain of extends. Links in the file system can make one endless without a file coming up twice.
 const maxDepth = 16
 
-//go:embed vtpm.toml vtpm-debug.toml
+//go:embed vtpm.toml vtpm-debug.toml snp.toml tdx.toml
 var builtin embed.FS
 
 // Host opens files of this machine. Unlike os.DirFS it takes any path, absolute ones and those with .. included.
@@ -143,7 +143,7 @@ func (l *loader) find(name string) (*text, error) {
 	if t := stock(name); t != nil {
 		return t, nil
 	}
-	fault.Message += fmt.Sprintf(": there is no %s, and built in are %s", file, strings.Join(Builtin(), " and "))
+	fault.Message += fmt.Sprintf(": there is no %s, and built in are %s", file, strings.Join(Builtin(), ", "))
 	fault.Suggestion = didYouMean(name, Builtin())
 	return nil, &Faults{[]Fault{fault}}
 }

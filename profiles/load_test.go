@@ -121,7 +121,7 @@ func TestLookup(t *testing.T) {
 		t.Errorf("the bytes of a stock profile: got stock %v, dir %q", p.Stock, p.Dir)
 	}
 	for _, c := range []struct{ name, want string }{
-		{"vtmp", `vtmp: no such profile: there is no profiles/vtmp.toml, and built in are vtpm-debug and vtpm; did you mean "vtpm"?`},
+		{"vtmp", `vtmp: no such profile: there is no profiles/vtmp.toml, and built in are snp, tdx, vtpm-debug, vtpm; did you mean "vtpm"?`},
 		{"./vtpm", "./vtpm: no such file"},
 		{"none.toml", "none.toml: no such file"},
 		{"bad name.toml", `bad name.toml: bad name of a profile: want lower-case letters, digits and ._+-, a letter or digit first, and .toml`},
@@ -251,12 +251,12 @@ func TestOverrides(t *testing.T) {
 		{[]string{"seed=a", "seed=b c=d"}, "", "b c=d", func(p *Profile) any { return p.Seed }},
 		{[]string{`seed="a\u0020b"`, `seed='x'`}, "", "x", func(p *Profile) any { return p.Seed }},
 		{[]string{"machine.vcpus=4"}, "", "[4]", func(p *Profile) any { return p.Machine.VCPUs }},
-		{[]string{"machine.vcpus=[4, 2]", "machine.memory=256"}, "", "{q35 max [4 2] 256}", func(p *Profile) any { return p.Machine }},
+		{[]string{"machine.vcpus=[4, 2]", "machine.memory=256"}, "", "{q35 max [4 2] 256 }", func(p *Profile) any { return p.Machine }},
 		{[]string{`cmdline={append=["quiet"]}`}, "", "quiet", func(p *Profile) any { return p.Cmdline[len(p.Cmdline)-1] }},
 		{[]string{"cmdline=quiet"}, "", "[quiet]", func(p *Profile) any { return p.Cmdline }},
 		{[]string{"agent.debug = true"}, "", "true", func(p *Profile) any { return p.Agent.Debug }},
 		{[]string{"kernel.package=linux-image-amd64"}, "", "{linux-image-amd64    []}", func(p *Profile) any { return p.Kernel }},
-		{[]string{"sources.sid.suite=sid", "sources.sid.check_valid_until=false"}, "", "{sid [main] []  false  sid}", func(p *Profile) any { return p.Sources["sid"] }},
+		{[]string{"sources.sid.suite=sid", "sources.sid.check_valid_until=false"}, "", "{sid [main] []  false false  sid}", func(p *Profile) any { return p.Sources["sid"] }},
 		{[]string{"sources.debian.mirror=http://mirror.example/debian"}, "", "[http://mirror.example/debian]", func(p *Profile) any { return p.Sources["debian"].Mirror }},
 		{[]string{`services=[{name="a", exec=["/a"], env={X="1"}}]`}, "", "[{a [/a] map[X:1]}]", func(p *Profile) any { return p.Services }},
 	} {
@@ -290,14 +290,13 @@ func TestOverrides(t *testing.T) {
 }
 
 func TestUnsupported(t *testing.T) {
-	_, err := load(head+"arch = 'arm64'\nplatform = 'snp'\nroot.kind = 'verity'", Options{})
+	_, err := load(head+"arch = 'arm64'\nroot.kind = 'verity'", Options{})
 	want := `p.toml:3:8: arch: "arm64" is not supported yet: want "amd64"
-p.toml:4:12: platform: "snp" is not supported yet: want "vtpm"
-p.toml:5:13: root.kind: "verity" is not supported yet: want "initrd"`
-	if u := (*UnsupportedError)(nil); !errors.Is(err, ErrUnsupported) || !errors.As(err, &u) || len(u.Faults) != 3 || err.Error() != want {
+p.toml:4:13: root.kind: "verity" is not supported yet: want "initrd"`
+	if u := (*UnsupportedError)(nil); !errors.Is(err, ErrUnsupported) || !errors.As(err, &u) || len(u.Faults) != 2 || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
-	for _, set := range []string{"arch=riscv64", "platform=tdx"} {
+	for _, set := range []string{"arch=riscv64", "root.kind=verity"} {
 		if _, err := load(head, Options{Set: []string{set}}); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("%s: got %v, want an unsupported error", set, err)
 		}
@@ -332,6 +331,14 @@ func TestSourcesFor(t *testing.T) {
 	}
 	if s := p.Sources["local"]; s.Debs != "debs" || s.Components != nil || s.CheckValidUntil {
 		t.Errorf("local: got %+v: the defaults of an archive do not apply to a directory", s)
+	}
+	if p, err = load(head+"[sources.forky]\nsuite = 'forky'\nnot_automatic = true", Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range append(p.SourcesFor(""), p.SourcesFor("forky")...) {
+		if s.NotAutomatic != (s.Name == "forky") {
+			t.Errorf("%s: not_automatic is %v", s.Name, s.NotAutomatic)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ type Profile struct {
 	Schema   int               `toml:"schema" min:"1" max:"1" doc:"Version of the profile format: 1. Every profile says it."`
 	Extends  string            `toml:"extends" format:"profile" doc:"Profile that this one adds to: the name of one beside this file or built in, or a path ending in .toml relative to this file."`
 	Arch     string            `toml:"arch" default:"'amd64'" format:"name" only:"amd64" doc:"Machine architecture, as Debian calls it."`
-	Platform string            `toml:"platform,required" enum:"vtpm|snp|tdx" only:"vtpm" doc:"What measures the guest: a virtual TPM, AMD SEV-SNP or Intel TDX."`
+	Platform string            `toml:"platform,required" enum:"vtpm|snp|tdx" doc:"What measures the guest: a virtual TPM, AMD SEV-SNP or Intel TDX."`
 	Seed     string            `toml:"seed,required" format:"line" doc:"Every identifier of the image (partition and disk GUIDs, volume numbers) derives from this text and from content. It is no secret."`
 	Epoch    int64             `toml:"epoch,required" min:"315532800" max:"4294967295" doc:"The only time in the image, in seconds since 1970, from 1980 (FAT) to 2106 (cpio). SOURCE_DATE_EPOCH overrides it."`
 	Cmdline  []string          `toml:"cmdline" format:"argument" doc:"Kernel command line, one argument each; a blank only within double quotes. At most 2047 bytes in all."`
@@ -44,6 +44,8 @@ type Profile struct {
 	SecureBoot SecureBoot `toml:"secure_boot" doc:"Authenticode signature of the image and the keys that the firmware checks it with. Absent: unsigned."`
 	PCRPolicy  PCRPolicy  `toml:"pcr_policy" doc:"Signed PCR 11 policy, as systemd-measure makes it. Absent: none."`
 	Machine    Machine    `toml:"machine" doc:"The virtual machine that boot runs and measure predicts."`
+	SNP        SNP        `toml:"snp" doc:"What decides an SEV-SNP launch digest besides the files, and what the attestation report says beside it. For platform snp."`
+	TDX        TDX        `toml:"tdx" doc:"What a quote says beside the measurement registers. For platform tdx. Absent: not said."`
 	Outputs    Outputs    `toml:"outputs" doc:"What a build writes."`
 
 	// Name is the file's name without .toml.
@@ -65,7 +67,8 @@ type Source struct {
 	Mirror          []string `toml:"mirror" format:"url" doc:"Archive roots, tried in this order. Absent: the host's own apt configuration. --mirror and PLINTH_MIRROR come first."`
 	Keyring         string   `toml:"keyring" format:"file" doc:"OpenPGP public keys, one of which must have signed InRelease. Absent: the Debian archive keys that come with plinth."`
 	CheckValidUntil bool     `toml:"check_valid_until" default:"true" doc:"Refuse, when the lock is made, an InRelease file past its Valid-Until; false for an archive of old versions."`
-	Debs            string   `toml:"debs" format:"file" excludes:"suite components mirror keyring check_valid_until" doc:"Directory of .deb files that serves as a source. They are locked by digest; nobody signs for them."`
+	NotAutomatic    bool     `toml:"not_automatic" doc:"Take packages from this source only for parts that name its suite, and what those need."`
+	Debs            string   `toml:"debs" format:"file" excludes:"suite components mirror keyring check_valid_until not_automatic" doc:"Directory of .deb files that serves as a source. They are locked by digest; nobody signs for them."`
 
 	Name string `toml:"-"`
 }
@@ -86,14 +89,26 @@ type Stub struct {
 	File    string `toml:"file" format:"file" excludes:"package suite" doc:"A stub of one's own instead of a package."`
 }
 
-// Firmware comes from a package, from files, or one half from each.
+// Firmware comes from a package, from files, or one half from each. That of snp and tdx is one file, code.
 type Firmware struct {
+	Package  string `toml:"package" format:"package" doc:"Package with the files that code and vars name."`
+	Suite    string `toml:"suite" format:"suite" doc:"As kernel.suite."`
+	Code     string `toml:"code" format:"member" doc:"Path of the code image in the package; for snp and tdx, of the whole firmware image."`
+	Vars     string `toml:"vars" format:"member" doc:"Path of the empty variable store in the package. Not for snp and tdx, whose firmware is one file."`
+	CodeFile string `toml:"code_file" format:"file" excludes:"code" doc:"A code image of one's own."`
+	VarsFile string `toml:"vars_file" format:"file" excludes:"vars" doc:"A variable store of one's own, for instance one with keys enrolled."`
+
+	Generic Generic `toml:"generic" doc:"The firmware that boot takes where the host has no SEV-SNP or TDX: the same kernel, initrd and command line run under it, with a software TPM. Never measured into what the hardware attests. Absent: no such boots."`
+}
+
+// Generic is an OVMF in two halves, for hosts without the hardware.
+type Generic struct {
 	Package  string `toml:"package" format:"package" doc:"Package with the files that code and vars name."`
 	Suite    string `toml:"suite" format:"suite" doc:"As kernel.suite."`
 	Code     string `toml:"code" format:"member" doc:"Path of the code image in the package."`
 	Vars     string `toml:"vars" format:"member" doc:"Path of the empty variable store in the package."`
 	CodeFile string `toml:"code_file" format:"file" excludes:"code" doc:"A code image of one's own."`
-	VarsFile string `toml:"vars_file" format:"file" excludes:"vars" doc:"A variable store of one's own, for instance one with keys enrolled."`
+	VarsFile string `toml:"vars_file" format:"file" excludes:"vars" doc:"A variable store of one's own."`
 }
 
 // Initrd is how the initrd is packed.
@@ -140,6 +155,8 @@ type SecureBoot struct {
 	PK     string   `toml:"pk" format:"file" doc:"Certificate enrolled as platform key. Absent: cert."`
 	KEK    []string `toml:"kek,unique" format:"file" doc:"Certificates enrolled as key exchange keys. Absent: cert."`
 	DB     []string `toml:"db,unique" format:"file" doc:"Certificates that may sign what the firmware starts. Absent: cert."`
+
+	SetupMode bool `toml:"setup_mode" excludes:"enroll" doc:"Take the keys out of the variable store that came with the firmware, which then checks no signature."`
 }
 
 // PCRPolicy is the .pcrsig section. It is off while Key is empty.
@@ -155,7 +172,52 @@ type Machine struct {
 	CPU    string `toml:"cpu" default:"'max'" format:"cpu" doc:"QEMU CPU model."`
 	VCPUs  []int  `toml:"vcpus,unique,nonempty" default:"[1]" min:"1" max:"288" doc:"Numbers of virtual CPUs to predict for; boot takes the first."`
 	Memory int    `toml:"memory" default:"1024" min:"128" max:"1048576" doc:"Memory in MiB."`
+	Path   string `toml:"path" json:",omitempty" enum:"disk|uki|kernel" doc:"How the guest is started: the UKI on the disk, the UKI by -kernel, or kernel, initrd and command line by -kernel, -initrd and -append. Absent: disk."`
 }
+
+// SNP is what decides a launch digest besides files and vCPUs, and what stands beside it in a report. Numbers of 64 bits
+// are texts, as measurements.json has them.
+type SNP struct {
+	VCPUTypes     []string `toml:"vcpu_types,unique" format:"cpu" doc:"vCPU models to predict for, each with every number of machine.vcpus, as sev-snp-measure calls them: EPYC-v4, EPYC-Milan, EPYC-Genoa."`
+	Policy        string   `toml:"policy" format:"bits" doc:"Guest policy that the host launches with. Absent: 0x30000, SMT allowed, no debugging, no migration."`
+	GuestFeatures string   `toml:"guest_features" format:"bits" doc:"SEV_FEATURES of each vCPU. Absent: what the host's kernel sets, 0x1 in the newest era."`
+	HostEra       string   `toml:"host_era" format:"name" doc:"Span of host kernels that fill the vCPU's state alike. Absent: the newest."`
+	FamilyID      string   `toml:"family_id" format:"hex16" doc:"Family ID of the ID block. Absent: zeros."`
+	ImageID       string   `toml:"image_id" format:"hex16" doc:"Image ID of the ID block. Absent: zeros."`
+	GuestSVN      int      `toml:"guest_svn" min:"0" max:"4294967295" doc:"Security version of the guest in the ID block."`
+}
+
+// TDX is what stands beside the registers in a quote. What is absent is not said.
+type TDX struct {
+	Attributes    string `toml:"attributes" format:"bits" doc:"TD attributes that the host launches with, 0x10000000 with SEPT_VE_DISABLE."`
+	XFAM          string `toml:"xfam" format:"bits" doc:"Extended features available to the guest."`
+	MRConfigID    string `toml:"mr_config_id" format:"hex48" doc:"MRCONFIGID."`
+	MROwner       string `toml:"mr_owner" format:"hex48" doc:"MROWNER."`
+	MROwnerConfig string `toml:"mr_owner_config" format:"hex48" doc:"MROWNERCONFIG."`
+}
+
+// Platforms.
+const (
+	PlatformVTPM = "vtpm"
+	PlatformSNP  = "snp"
+	PlatformTDX  = "tdx"
+)
+
+// Ways to start a guest, see Machine.Path.
+const (
+	PathDisk   = "disk"
+	PathUKI    = "uki"
+	PathKernel = "kernel"
+)
+
+// BootPath is how the guest is started.
+func (m Machine) BootPath() string { return cmp.Or(m.Path, PathDisk) }
+
+// Combined tells whether the platform's firmware is one file, with the variables, if it has any, in it.
+func (p *Profile) Combined() bool { return p.Platform == PlatformSNP || p.Platform == PlatformTDX }
+
+// HasGeneric tells whether there is firmware for a host without the platform's hardware.
+func (p *Profile) HasGeneric() bool { return p.Firmware.Generic.Code+p.Firmware.Generic.CodeFile != "" }
 
 // Outputs is what a build writes beside the files it always writes.
 type Outputs struct {

@@ -38,6 +38,8 @@ func (r *rules) judge() {
 	r.sources()
 	r.kernel()
 	r.firmware()
+	r.generic()
+	r.platform()
 	r.suites()
 	r.files()
 	r.cmdline()
@@ -71,7 +73,7 @@ func (r *rules) sources() {
 			r.fault(spot{"sources", name}, "", "suite is missing, or debs")
 		}
 	}
-	packages := r.Kernel.Package + r.Stub.Package + r.Firmware.Package + strings.Join(r.Root.Packages, "")
+	packages := r.Kernel.Package + r.Stub.Package + r.Firmware.Package + r.Firmware.Generic.Package + strings.Join(r.Root.Packages, "")
 	if packages != "" && len(r.Sources) == 0 && r.faults.sound("sources") {
 		r.fault(spot{"sources"}, `write [sources.debian] with suite = "trixie"`, "is missing: there are packages to fetch")
 	}
@@ -98,7 +100,13 @@ func (r *rules) firmware() {
 	if f.Code == "" && f.CodeFile == "" && r.faults.sound("firmware.code", "firmware.code_file") {
 		r.fault(spot{"firmware", "code"}, "", "is missing, or firmware.code_file")
 	}
-	if f.Vars == "" && f.VarsFile == "" && r.faults.sound("firmware.vars", "firmware.vars_file") {
+	switch {
+	case !r.faults.sound("platform", "firmware.vars", "firmware.vars_file"):
+	case r.Combined() && f.Vars != "":
+		r.fault(spot{"firmware", "vars"}, "", "the firmware of platform %s is one file, code", quote(r.Platform))
+	case r.Combined() && f.VarsFile != "":
+		r.fault(spot{"firmware", "vars_file"}, "", "the firmware of platform %s is one file, code_file", quote(r.Platform))
+	case !r.Combined() && f.Vars == "" && f.VarsFile == "":
 		r.fault(spot{"firmware", "vars"}, "", "is missing, or firmware.vars_file")
 	}
 	if f.Package == "" && f.Code+f.Vars != "" && r.faults.sound("firmware.package") {
@@ -106,12 +114,64 @@ func (r *rules) firmware() {
 	}
 }
 
+// generic judges the firmware for hosts without the platform's hardware, which is whole or not there.
+func (r *rules) generic() {
+	g, at := r.Firmware.Generic, func(k string) spot { return spot{"firmware", "generic", k} }
+	if g == (Generic{}) || !r.faults.sound("firmware.generic.package", "firmware.generic.code", "firmware.generic.vars", "firmware.generic.code_file", "firmware.generic.vars_file") {
+		return
+	}
+	if r.Platform == PlatformVTPM && r.faults.sound("platform") {
+		r.fault(spot{"firmware", "generic"}, "", "a guest of platform %s runs under its own firmware everywhere", quote(r.Platform))
+	}
+	if g.Code == "" && g.CodeFile == "" {
+		r.fault(at("code"), "", "is missing, or firmware.generic.code_file")
+	}
+	if g.Vars == "" && g.VarsFile == "" {
+		r.fault(at("vars"), "", "is missing, or firmware.generic.vars_file")
+	}
+	if g.Package == "" && g.Code+g.Vars != "" {
+		r.fault(at("package"), "", "is missing: code and vars are paths in it")
+	}
+}
+
+// platform reports what the platform lacks, and what is for another one.
+func (r *rules) platform() {
+	if r.Platform == "" || !r.faults.sound("platform") {
+		return
+	}
+	if r.Platform != PlatformVTPM && len(r.Agent.Phases) > 0 && r.faults.sound("agent.phases") {
+		r.fault(spot{"platform"}, "write phases = [] under [agent]", "%s has no TPM to extend agent.phases into", quote(r.Platform))
+	}
+	if r.Platform != PlatformVTPM && r.PCRPolicy.Key != "" {
+		r.fault(spot{"pcr_policy", "key"}, "", "platform %s has no TPM to unseal with", quote(r.Platform))
+	}
+	if r.Platform == PlatformSNP && len(r.SNP.VCPUTypes) == 0 && r.faults.sound("snp.vcpu_types") {
+		r.fault(spot{"snp", "vcpu_types"}, `write vcpu_types = ["EPYC-v4"] under [snp]`, "is missing: the model of the vCPUs is measured")
+	}
+	if r.Platform == PlatformSNP && (r.SecureBoot.Enroll || r.SecureBoot.SetupMode) {
+		r.fault(spot{"secure_boot"}, "", "the firmware of platform %s has no variables to change: kernel, initrd and command line are measured at launch", quote(r.Platform))
+	}
+	for _, t := range []string{PlatformSNP, PlatformTDX} {
+		if r.tree.table[t] != nil && r.Platform != t {
+			r.fault(spot{t}, "", "is for platform %s", quote(t))
+		}
+	}
+}
+
 // suites reports a suite that no source has and whose name a source of another suite took.
 func (r *rules) suites() {
-	for _, c := range []struct{ table, suite string }{{"kernel", r.Kernel.Suite}, {"stub", r.Stub.Suite}, {"firmware", r.Firmware.Suite}} {
+	for _, c := range []struct {
+		at    spot
+		suite string
+	}{
+		{spot{"kernel", "suite"}, r.Kernel.Suite},
+		{spot{"stub", "suite"}, r.Stub.Suite},
+		{spot{"firmware", "suite"}, r.Firmware.Suite},
+		{spot{"firmware", "generic", "suite"}, r.Firmware.Generic.Suite},
+	} {
 		found := r.SourcesFor(c.suite)
 		if s, taken := r.Sources[c.suite]; taken && s.Suite != c.suite && len(found) == 1 && found[0].Name == c.suite {
-			r.fault(spot{c.table, "suite"}, "name the source differently", "no source has suite %s, and sources.%s has another", quote(c.suite), c.suite)
+			r.fault(c.at, "name the source differently", "no source has suite %s, and sources.%s has another", quote(c.suite), c.suite)
 		}
 	}
 }

@@ -168,8 +168,10 @@ func TestSchema(t *testing.T) {
 	if err := validate(schema, jsonOf(t, strings.ReplaceAll(everything, "schema = 1\n", ""))); err == nil {
 		t.Error("a profile without schema: accepted")
 	}
-	if err := validate(schema, jsonOf(t, everything)); err != nil {
-		t.Errorf("every key: %v", err)
+	for _, text := range append([]string{everything}, guestOnly...) {
+		if err := validate(schema, jsonOf(t, text)); err != nil {
+			t.Errorf("every key: %v", err)
+		}
 	}
 	for _, c := range faultRows {
 		if c.beyond {
@@ -195,6 +197,7 @@ components = ["main"]
 mirror = ["http://mirror.example"]
 keyring = "k.pgp"
 check_valid_until = false
+not_automatic = true
 [sources.b]
 debs = "d"
 [kernel]
@@ -248,9 +251,41 @@ type = "pc-q35-7.2"
 cpu = "EPYC-v4"
 vcpus = [1]
 memory = 512
+path = "uki"
 [outputs]
 kinds = ["raw"]
 `
+
+// guestOnly gives the keys that are for platforms other than vtpm, each with what the platform wants.
+var guestOnly = []string{`schema = 1
+extends = "snp"
+[firmware.generic]
+package = "ovmf"
+suite = "sid"
+code = "a"
+vars = "b"
+[snp]
+vcpu_types = ["EPYC-v4"]
+policy = "0x30000"
+guest_features = "0x21"
+host_era = "6.6"
+family_id = "000102030405060708090a0b0c0d0e0f"
+image_id = "000102030405060708090a0b0c0d0e0f"
+guest_svn = 7
+`, `schema = 1
+extends = "tdx"
+[firmware.generic]
+code_file = "a"
+vars_file = "b"
+[secure_boot]
+setup_mode = true
+[tdx]
+attributes = "0x10000000"
+xfam = "0xe742e7"
+mr_config_id = "` + strings.Repeat("0a", 48) + `"
+mr_owner = "` + strings.Repeat("0b", 48) + `"
+mr_owner_config = "` + strings.Repeat("0c", 48) + `"
+`}
 
 // notEverything are keys that exclude one that everything gives.
 var notEverything = []string{"kernel.file", "kernel.modules_dir", "stub.file", "firmware.code_file", "firmware.vars_file"}
@@ -267,16 +302,18 @@ func leaves() []*key {
 }
 
 func TestEverything(t *testing.T) {
-	p, err := load(everything, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	given := map[string]bool{}
 	index := regexp.MustCompile(`\[[0-9]+\]`)
-	for _, v := range p.Explain() {
-		name := index.ReplaceAllString(v.Key, "[]")
-		name = regexp.MustCompile(`^sources\.[ab]\.`).ReplaceAllString(name, "sources.*.")
-		given[strings.TrimSuffix(strings.TrimSuffix(name, "[]"), ".A")] = true
+	for _, text := range append([]string{everything}, guestOnly...) {
+		p, err := load(text, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range p.Explain() {
+			name := index.ReplaceAllString(v.Key, "[]")
+			name = regexp.MustCompile(`^sources\.[ab]\.`).ReplaceAllString(name, "sources.*.")
+			given[strings.TrimSuffix(strings.TrimSuffix(name, "[]"), ".A")] = true
+		}
 	}
 	for _, k := range leaves() {
 		if !given[k.path] && !slices.Contains(notEverything, k.path) {

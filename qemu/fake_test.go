@@ -104,7 +104,8 @@ func (f *fake) run() {
 		}
 		f.answer(r)
 	}
-	if f.behaviour == "outlives" || f.behaviour == "garbage" {
+	switch f.behaviour {
+	case "outlives", "garbage", "unasked": // its end must not come before what is wrong with it
 		time.Sleep(time.Hour)
 	}
 	os.Exit(0)

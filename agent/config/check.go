@@ -15,7 +15,7 @@ func (c *Config) check() error {
 	if c.Schema != Schema {
 		return fmt.Errorf("schema is %d, want %d", c.Schema, Schema)
 	}
-	for _, f := range []func() error{c.checkCmdline, c.checkModules, c.checkPhases, c.checkServices, c.checkExtra, c.checkDebug} {
+	for _, f := range []func() error{c.checkCmdline, c.checkModules, c.checkTPM, c.checkPhases, c.checkServices, c.checkExtra, c.checkDebug} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -75,6 +75,16 @@ func (m Module) Name() string {
 		return ""
 	}
 	return strings.ReplaceAll(name, "-", "_")
+}
+
+func (c *Config) checkTPM() error {
+	if !slices.Contains([]string{"", TPMRequired, TPMOptional}, c.TPM) {
+		return fmt.Errorf("tpm: %q: want %s or %s", c.TPM, TPMRequired, TPMOptional)
+	}
+	if c.TPM == TPMOptional && len(c.Phases) > 0 {
+		return fmt.Errorf("phases: %q: want none where the TPM is optional", c.Phases)
+	}
+	return nil
 }
 
 func (c *Config) checkPhases() error {

@@ -41,6 +41,12 @@ const (
 	Halt     = "halt"
 )
 
+// Whether the guest wants a TPM.
+const (
+	TPMRequired = "required" // none ends the boot
+	TPMOptional = "optional" // the guest is attested by other means; one that is there is reported
+)
+
 // AnyContent in Config.Extra admits a file whatever it holds.
 const AnyContent = "any"
 
@@ -60,6 +66,7 @@ type Config struct {
 	Extra     map[string]string `json:"extra,omitempty"`
 	Overlay   bool              `json:"overlay,omitempty"`    // a verity root is writable, in memory
 	FWCfg     bool              `json:"fw_cfg,omitempty"`     // qemu_fw_cfg may be among Modules
+	TPM       string            `json:"tpm,omitempty"`        // TPMRequired (also when empty) or TPMOptional
 	Debug     bool              `json:"debug,omitempty"`      // report what is wrong and go on
 	Shell     string            `json:"shell,omitempty"`      // program for the console; debug only
 	OnFailure string            `json:"on_failure,omitempty"` // PowerOff (also when empty), Reboot or Halt

@@ -138,6 +138,8 @@ func TestRefuses(t *testing.T) {
 		{"NUL in parameters", "modules[1]: params", func(c *Config) { c.Modules[1].Params = "a\x00" }},
 		{"fw_cfg not asked for", "want fw_cfg beside it", func(c *Config) { c.FWCfg = false; c.Modules[0].Path = "/m/qemu_fw_cfg.ko" }},
 		{"fw_cfg not asked for, with hyphens", "want fw_cfg beside it", func(c *Config) { c.FWCfg = false; c.Modules[0].Path = "/m/qemu-fw-cfg.ko" }},
+		{"unknown wish for a TPM", `tpm: "maybe"`, func(c *Config) { c.TPM = "maybe" }},
+		{"phases without a TPM", "want none where the TPM is optional", func(c *Config) { c.TPM = TPMOptional }},
 		{"unknown phase", `phases[1]: "go"`, func(c *Config) { c.Phases[1] = "go" }},
 		{"phase twice", "phases[1]: enter-initrd", func(c *Config) { c.Phases[1] = EnterInitrd }},
 		{"phases in another order", "phases[1]: enter-initrd", func(c *Config) { c.Phases = []string{Ready, EnterInitrd} }},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/builder/export"
 	"github.com/plinth-os/plinth/evidence"
@@ -39,8 +40,14 @@ reports its registers and its event log over a virtio-serial port.
 --check compares them with measurements.json, register by register and event by
 event; exit 7 names what differs. --record first boots a different image of the
 same profile and writes the events that only this firmware, QEMU and machine
-shape decide into NAME.platform.json, then builds again.`,
-		Example: "  plinth boot out/vtpm --check\n  plinth boot vtpm --record --check\n  plinth boot out/vtpm --console",
+shape decide into NAME.platform.json, then builds again.
+
+An image of platform snp or tdx boots under the generic OVMF of its profile, with
+the same kernel, initrd, command line and UKI. --check compares what does not
+depend on the firmware: the digests of a direct boot, the events of RTMR 1 and 2.
+A launch digest or MRTD only the hardware can confirm; plinth verify checks its
+report. --record asks QEMU for a trust domain's ACPI tables and boots nothing.`,
+		Example: "  plinth boot out/vtpm --check\n  plinth boot vtpm --record --check\n  plinth boot out/tdx --check\n  plinth boot out/vtpm --console",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(cmd *cobra.Command, a []string) error { return c.boot(cmd.Context(), a[0], f) },
 	}
@@ -52,7 +59,7 @@ shape decide into NAME.platform.json, then builds again.`,
 	fl.BoolVar(&f.console, "console", false, "show the guest's console on stderr, send it the lines typed, and keep it running until interrupted")
 	fl.StringVar(&f.accel, "accel", "auto", "auto, kvm or tcg")
 	fl.StringVar(&f.qemu, "qemu", "", "QEMU to run (PLINTH_QEMU; default: qemu-system-x86_64)")
-	fl.StringVar(&f.path, "path", "disk", "how the guest is started: disk, uki (the UKI by -kernel) or kernel (bzImage by -kernel)")
+	fl.StringVar(&f.path, "path", "", "how the guest is started: disk, uki (the UKI by -kernel) or kernel (bzImage by -kernel) (default: the profile's)")
 	fl.IntVar(&f.vcpus, "vcpus", 0, "virtual CPUs (default: the profile's first)")
 	fl.IntVar(&f.memory, "memory", 0, "memory in MiB (default: the profile's)")
 	fl.DurationVar(&f.timeout, "timeout", 3*time.Minute, "give up after this time")
@@ -62,7 +69,7 @@ shape decide into NAME.platform.json, then builds again.`,
 // validate refuses what no machine can be.
 func (f *bootFlags) validate() error {
 	switch f.path {
-	case "disk", "uki", "kernel":
+	case "", profiles.PathDisk, profiles.PathUKI, profiles.PathKernel:
 	default:
 		return usagef("--path is %q: want disk, uki or kernel", f.path)
 	}
@@ -142,7 +149,14 @@ func (c *common) runImage(ctx context.Context, img *image, f *bootFlags, r *repo
 	if f.console {
 		console = c.env.stderr
 	}
-	vm, err := qemu.Start(ctx, img.qemu(f), qemu.Options{Accel: f.accel, Console: console, Timeout: f.timeout, Logf: r.notice})
+	m, err := img.qemu(f)
+	if err != nil {
+		return nil, measure.Machine{}, err
+	}
+	if img.elsewhere() {
+		r.notice("%s is a guest for %s, which plinth boot does not start: the same files run under the generic firmware here", img.dir, platformNames[img.manifest.Platform])
+	}
+	vm, err := qemu.Start(ctx, m, qemu.Options{Accel: f.accel, Console: console, Timeout: f.timeout, Logf: r.notice})
 	if err != nil {
 		return nil, measure.Machine{}, bootFailure(err)
 	}
@@ -195,9 +209,14 @@ func (c *common) check(img *image, f *bootFlags, machine measure.Machine, report
 	if err != nil {
 		return err
 	}
-	result, err := builder.Check(m, machine, report)
+	var result *measure.CheckResult
+	if img.elsewhere() {
+		result, err = img.checkElsewhere(m, machine, report)
+	} else if result, err = builder.Check(m, machine, report); err != nil {
+		err = mismatchError{err}
+	}
 	if err != nil {
-		return mismatchError{err}
+		return err
 	}
 	if c.json {
 		err = printJSON(c.env.stdout, result)
@@ -213,46 +232,63 @@ func (c *common) check(img *image, f *bootFlags, machine measure.Machine, report
 	return nil
 }
 
-// record boots an image that differs from p's in everything but firmware and
-// machine, once a shape, and keeps the events that only the platform decides.
+// checkElsewhere compares what a boot under the generic firmware can tell.
+func (i *image) checkElsewhere(m *measure.Measurements, machine measure.Machine, report *evidence.Report) (*measure.CheckResult, error) {
+	p, err := i.predictTPM(machine)
+	if err != nil {
+		return nil, err
+	}
+	booted, err := i.booted()
+	if err != nil {
+		return nil, err
+	}
+	result, err := builder.CheckGeneric(m, booted, p, machine, report)
+	if err != nil {
+		return nil, mismatchError{err}
+	}
+	return result, nil
+}
+
+// predictTPM says what the TPM of a boot under the generic firmware measures. The
+// events of a trust domain are in its own document: the result is nil then.
+func (i *image) predictTPM(machine measure.Machine) (*measure.Prediction, error) {
+	if i.profile.Platform == profiles.PlatformTDX {
+		return nil, nil
+	}
+	defer i.close()
+	b, err := i.files(nil).TPMBoot(builder.Banks)
+	if err != nil {
+		return nil, err
+	}
+	b.Machine = machine
+	return measure.Predict(&b)
+}
+
+// platformNames are what people call the hardware.
+var platformNames = map[string]string{profiles.PlatformSNP: "AMD SEV-SNP", profiles.PlatformTDX: "Intel TDX"}
+
+// record learns what only firmware, VMM and machine decide, and writes it where
+// the next build finds it.
 func (c *common) record(ctx context.Context, p *profiles.Profile, f *bootFlags, r *reporter) error {
-	tmp, err := os.MkdirTemp("", "plinth-probe-")
+	var records *measure.Records
+	var err error
+	switch p.Platform {
+	case profiles.PlatformSNP:
+		r.notice("a launch digest needs no platform record: nothing of it depends on a boot")
+		return nil
+	case profiles.PlatformTDX:
+		records, err = c.recordTables(ctx, p, f, r)
+	default:
+		records, err = c.recordBoots(ctx, p, f, r)
+	}
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
-	probe := *c
-	probe.out, probe.lock = tmp, c.lockPath(p)
-	b, err := probe.build(ctx, builder.ProbeProfile(p), r)
+	doc, err := records.Marshal()
 	if err != nil {
 		return err
 	}
 	st, err := c.store()
-	if err != nil {
-		return err
-	}
-	records := &measure.Records{}
-	shapes := b.manifest.Machine.VCPUs
-	if f.vcpus > 0 {
-		shapes = []int{f.vcpus}
-	}
-	for _, n := range shapes {
-		img, err := probe.image(tmp, f)
-		if err != nil {
-			return err
-		}
-		img.vcpus = n
-		report, machine, err := c.runImage(ctx, img, f, r)
-		if err != nil {
-			return err
-		}
-		rec, err := img.record(report, machine)
-		if err != nil {
-			return err
-		}
-		records.Add(rec)
-	}
-	doc, err := records.Marshal()
 	if err != nil {
 		return err
 	}
@@ -264,13 +300,103 @@ func (c *common) record(ctx context.Context, p *profiles.Profile, f *bootFlags, 
 	return builder.WriteFile(w.RecordPath(), doc)
 }
 
-// record takes the platform's events out of a report.
-func (i *image) record(report *evidence.Report, machine measure.Machine) (*measure.Record, error) {
-	b, err := i.boot(nil)
+// recordBoots boots an image that differs from p's in everything but firmware and
+// machine, once a shape, and keeps the events that only the platform decides.
+func (c *common) recordBoots(ctx context.Context, p *profiles.Profile, f *bootFlags, r *reporter) (*measure.Records, error) {
+	tmp, err := os.MkdirTemp("", "plinth-probe-")
 	if err != nil {
 		return nil, err
 	}
+	defer os.RemoveAll(tmp)
+	probe := *c
+	probe.out, probe.lock = tmp, c.lockPath(p)
+	b, err := probe.build(ctx, builder.ProbeProfile(p), r)
+	if err != nil {
+		return nil, err
+	}
+	records := &measure.Records{}
+	for _, n := range f.shapes(b.manifest) {
+		img, err := probe.image(tmp, f)
+		if err != nil {
+			return nil, err
+		}
+		img.vcpus = n
+		report, machine, err := c.runImage(ctx, img, f, r)
+		if err != nil {
+			return nil, err
+		}
+		rec, err := img.record(report, machine)
+		if err != nil {
+			return nil, err
+		}
+		records.Add(rec)
+	}
+	return records, nil
+}
+
+// recordTables asks QEMU, once a shape, for the ACPI tables that it would make for
+// the trust domain. No guest runs.
+func (c *common) recordTables(ctx context.Context, p *profiles.Profile, f *bootFlags, r *reporter) (*measure.Records, error) {
+	b, err := c.build(ctx, p, r)
+	if err != nil {
+		return nil, err
+	}
+	records := &measure.Records{}
+	for _, n := range f.shapes(b.manifest) {
+		img, err := c.image(b.dir, f)
+		if err != nil {
+			return nil, err
+		}
+		img.vcpus = n
+		rec, err := img.tablesRecord(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		records.Add(rec)
+	}
+	return records, nil
+}
+
+// tablesRecord asks for the tables of one shape.
+func (i *image) tablesRecord(ctx context.Context, f *bootFlags) (*measure.Record, error) {
 	defer i.close()
+	b, err := i.files(nil).TDBoot()
+	if err != nil {
+		return nil, err
+	}
+	m := i.vmm(f)
+	m.Firmware, m.ReportPort = i.file(builder.FirmwareName), config.ReportPort
+	if m.Binary, err = qemu.Find(m.Binary); err != nil {
+		return nil, err
+	}
+	version, err := qemu.Version(ctx, m.Binary)
+	if err != nil {
+		return nil, err
+	}
+	t := &measure.Tables{Source: "QEMU " + version + " asked by qtest"}
+	if t.Loader, t.RSDP, t.Tables, err = qemu.Tables(ctx, m, qemu.Layout{TD: true}); err != nil {
+		return nil, err
+	}
+	b.Machine = builder.MeasuredMachine(i.manifest.Machine, i.vcpus)
+	b.Machine.VMM, b.Machine.Accel = "qemu "+version, "kvm" // a trust domain has no other
+	return measure.NewTablesRecord(&b, t)
+}
+
+// shapes are the numbers of vCPUs to record.
+func (f *bootFlags) shapes(m *builder.Manifest) []int {
+	if f.vcpus > 0 {
+		return []int{f.vcpus}
+	}
+	return m.Machine.VCPUs
+}
+
+// record takes the platform's events out of a report.
+func (i *image) record(report *evidence.Report, machine measure.Machine) (*measure.Record, error) {
+	defer i.close()
+	b, err := i.files(nil).TPMBoot(builder.Banks)
+	if err != nil {
+		return nil, err
+	}
 	b.Machine = machine
 	r, err := builder.NewRecord(&b, report)
 	if err != nil {

@@ -204,10 +204,10 @@ func (d *difference) print(c *common) error {
 	}
 	fmt.Fprintln(w, "registers")
 	for i, r := range d.Registers {
-		if i > 0 && r.Register == d.Registers[i-1].Register && r.Phase == d.Registers[i-1].Phase {
-			continue // another bank of the same
+		if last := i - 1; i > 0 && r.Register == d.Registers[last].Register && r.CPU == d.Registers[last].CPU && r.Phase == d.Registers[last].Phase {
+			continue // another bank or shape of the same
 		}
-		fmt.Fprintf(w, "  %s\n", strings.TrimSpace(r.Register+" "+r.Phase))
+		fmt.Fprintf(w, "  %s\n", strings.Join(strings.Fields(r.Register+" "+r.CPU+" "+r.Phase), " "))
 		for _, e := range r.Events {
 			fmt.Fprintf(w, "    %s\n", e)
 		}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/builder/source"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/profiles"
@@ -58,11 +59,12 @@ func exitCode(err error) int {
 		link     *os.LinkError
 		errno    syscall.Errno
 		damaged  *cas.DamagedError
+		value    *builder.ValueError
 	)
 	switch {
 	case errors.Is(err, profiles.ErrUnsupported):
 		return exitUnsupported
-	case errors.As(err, &usage), errors.As(err, &faults), errors.As(err, &resolve):
+	case errors.As(err, &usage), errors.As(err, &faults), errors.As(err, &resolve), errors.As(err, &value):
 		return exitUsage
 	case errors.As(err, &host), errors.As(err, &tool):
 		return exitHost

@@ -1,17 +1,20 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/builder"
+	"github.com/plinth-os/plinth/builder/export"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/measure"
 	"github.com/plinth-os/plinth/measure/eventlog"
+	"github.com/plinth-os/plinth/profiles"
 	"github.com/plinth-os/plinth/qemu"
 )
 
@@ -19,9 +22,9 @@ import (
 type image struct {
 	dir      string
 	manifest *builder.Manifest
-	firmware *measure.Firmware // what the firmware file measures; from its digest in the manifest
+	profile  *profiles.Profile // that the manifest carries
+	store    *cas.Store
 	vcpus    int
-	path     string // disk, uki or kernel
 	opened   []*os.File
 }
 
@@ -30,7 +33,11 @@ func openImage(dir string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &image{dir: dir, manifest: m, vcpus: m.Machine.VCPUs[0], path: "disk"}, nil
+	p, err := profiles.ParseCanonical(m.Profile)
+	if err != nil {
+		return nil, mismatchError{fmt.Errorf("%s: profile: %w", filepath.Join(dir, export.ManifestName), err)}
+	}
+	return &image{dir: dir, manifest: m, profile: p, vcpus: m.Machine.VCPUs[0]}, nil
 }
 
 // image opens the image in dir for a boot, real or predicted, as the flags want it.
@@ -43,11 +50,8 @@ func (c *common) image(dir string, f *bootFlags) (*image, error) {
 		return nil, err
 	}
 	i.shape(f)
-	st, err := c.store()
-	if err != nil {
-		return nil, err
-	}
-	return i, i.loadFirmware(st)
+	i.store, err = c.store()
+	return i, err
 }
 
 // shape applies the flags that change the machine.
@@ -58,46 +62,99 @@ func (i *image) shape(f *bootFlags) {
 	if f.memory > 0 {
 		i.manifest.Machine.Memory = f.memory
 	}
-	i.path = f.path
+	if f.path != "" {
+		i.manifest.Machine.Path = f.path
+	}
 }
 
 func (i *image) file(name string) string { return filepath.Join(i.dir, name) }
 
-// profilePart decodes what the commands need of the resolved profile.
-func (i *image) profilePart() (p struct {
-	Agent struct {
-		Phases []string `json:"phases"`
-	} `json:"agent"`
-}, err error) {
-	err = json.Unmarshal(i.manifest.Profile, &p)
-	return p, err
+// elsewhere tells whether the image is for hardware that boot does without: it
+// runs under its generic firmware then.
+func (i *image) elsewhere() bool { return i.profile.Combined() }
+
+// firmware names the files that the image boots with here.
+func (i *image) firmware() (code, vars string, err error) {
+	if !i.elsewhere() {
+		return builder.FirmwareName, builder.VarsName, nil
+	}
+	if !i.manifest.Has(builder.GenericName) {
+		return "", "", hostLacksError{
+			fmt.Sprintf("%s: plinth boot does not start %s guests, and the image has no firmware for other machines", i.dir, i.manifest.Platform),
+			"add [firmware.generic] to the profile, as the stock profiles have it",
+		}
+	}
+	return builder.GenericName, builder.GenericVarsName, nil
 }
 
 // qemu is the machine that runs.
-func (i *image) qemu(f *bootFlags) qemu.Machine {
+func (i *image) qemu(f *bootFlags) (qemu.Machine, error) {
+	code, vars, err := i.firmware()
+	if err != nil {
+		return qemu.Machine{}, err
+	}
+	m := i.vmm(f)
+	m.Firmware, m.Vars, m.TPM, m.ReportPort = i.file(code), i.file(vars), true, config.ReportPort
+	b, err := os.ReadFile(m.Firmware)
+	if err != nil {
+		return m, err
+	}
+	// The result is kept in the store, for unpacking takes longer than everything
+	// else in a prediction.
+	fw, err := builder.CachedFirmware(i.store, b)
+	if err != nil {
+		return m, fmt.Errorf("%s: %w", m.Firmware, err)
+	}
+	m.SMM = fw.SMM
+	return m, nil
+}
+
+// vmm is a machine of the image's shape that is given what the image starts, and
+// has no firmware yet.
+func (i *image) vmm(f *bootFlags) qemu.Machine {
 	m := qemu.Machine{
-		Binary:     f.qemu,
-		Type:       i.manifest.Machine.Type,
-		CPU:        i.manifest.Machine.CPU,
-		VCPUs:      i.vcpus,
-		MemoryMiB:  i.manifest.Machine.Memory,
-		Firmware:   i.file("firmware.fd"),
-		Vars:       i.file("firmware.vars.fd"),
-		TPM:        true,
-		ReportPort: config.ReportPort,
+		Binary:    f.qemu,
+		Type:      i.manifest.Machine.Type,
+		CPU:       i.manifest.Machine.CPU,
+		VCPUs:     i.vcpus,
+		MemoryMiB: i.manifest.Machine.Memory,
 	}
-	switch i.path {
-	case "disk":
-		m.Disk = i.file("image.raw")
-	case "uki":
-		m.Kernel = i.file("image.efi")
-	case "kernel":
-		m.Kernel, m.Initrd, m.Append = i.file("vmlinuz"), i.file("initrd"), i.manifest.Cmdline
-	}
-	if i.firmware != nil {
-		m.SMM = i.firmware.SMM
+	switch i.manifest.Machine.BootPath() {
+	case profiles.PathDisk:
+		m.Disk = i.file(builder.DiskName)
+	case profiles.PathUKI:
+		m.Kernel = i.file(builder.UKIName)
+	case profiles.PathKernel:
+		m.Kernel, m.Initrd, m.Append = i.file(builder.KernelName), i.file(builder.InitrdName), i.manifest.Cmdline
 	}
 	return m
+}
+
+// booted are the digests of what such a machine is given, by the names that a
+// measurement has for them.
+func (i *image) booted() ([]measure.Input, error) {
+	kernel, names := i.file(builder.KernelName), map[string]string{}
+	switch i.manifest.Machine.BootPath() {
+	case profiles.PathDisk:
+		names["disk"] = i.file(builder.DiskName)
+	case profiles.PathUKI:
+		kernel = i.file(builder.UKIName)
+		names["uki"], names["kernel"] = kernel, kernel
+	case profiles.PathKernel:
+		names["kernel"], names["initrd"] = kernel, i.file(builder.InitrdName)
+	}
+	var out []measure.Input
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		digest, err := fileDigest(names[name])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, measure.Input{Name: name, SHA256: digest})
+	}
+	if i.manifest.Machine.BootPath() == profiles.PathKernel {
+		out = append(out, measure.Input{Name: "cmdline", SHA256: hexDigest([]byte(i.manifest.Cmdline))})
+	}
+	return out, nil
 }
 
 // machine is the machine that is predicted, and vm the one that ran.
@@ -107,53 +164,21 @@ func (i *image) machine(vm *qemu.VM) measure.Machine {
 	return m
 }
 
-// loadFirmware digests the firmware file; the result is kept in the store, for
-// unpacking it takes longer than everything else in a prediction.
-func (i *image) loadFirmware(st *cas.Store) error {
-	code, err := os.ReadFile(i.file("firmware.fd"))
-	if err != nil {
-		return err
+// files is what predictions read, with one of the machine's shapes unless the
+// machine is the image's own. The caller closes the image.
+func (i *image) files(records []byte) *builder.Image {
+	shape := i.manifest.Machine
+	if i.vcpus != shape.VCPUs[0] {
+		shape.VCPUs = []int{i.vcpus}
 	}
-	i.firmware, err = builder.CachedFirmware(st, code)
-	return err
+	return &builder.Image{Profile: i.profile, Machine: shape, Records: records, Store: i.store, Open: i.artefact}
 }
 
-// boot says what the prediction needs to know. The caller closes the image.
-func (i *image) boot(records []byte) (b measure.Boot, err error) {
-	p, err := i.profilePart()
-	if err != nil {
-		return b, err
-	}
-	b = measure.Boot{Firmware: i.firmware, Phases: p.Agent.Phases, Banks: builder.Banks}
-	if b.Vars, err = os.ReadFile(i.file("firmware.vars.fd")); err != nil {
-		return b, err
-	}
-	if b.Records, err = measure.ParseRecords(records); err != nil {
-		return b, err
-	}
-	packed, err := i.section("initrd")
-	if err == nil {
-		b.Modules, err = builder.LoadedModules(packed)
-	}
-	if err != nil {
-		return b, fmt.Errorf("%s: %w", i.file("initrd"), err)
-	}
-	switch i.path {
-	case "disk":
-		b.Disk, err = i.section("image.raw")
-	case "uki":
-		b.UKI, err = i.section("image.efi")
-	case "kernel":
-		b.Cmdline = i.manifest.Cmdline
-		if b.Kernel, err = i.section("vmlinuz"); err == nil {
-			b.Initrd, err = i.section("initrd")
-		}
-	}
-	return b, err
-}
+func (i *image) artefact(name string) (*io.SectionReader, error) { return i.section(i.file(name)) }
 
-func (i *image) section(name string) (*io.SectionReader, error) {
-	f, size, err := openSized(i.file(name))
+// section opens a file, by its path.
+func (i *image) section(path string) (*io.SectionReader, error) {
+	f, size, err := openSized(path)
 	if err != nil {
 		return nil, err
 	}
@@ -169,17 +194,8 @@ func (i *image) close() {
 
 // predict computes the measurements from the files in the directory.
 func (i *image) predict(records []byte, banks []eventlog.Alg) (*measure.Measurements, error) {
-	b, err := i.boot(records)
-	if err != nil {
-		return nil, err
-	}
 	defer i.close()
-	b.Banks = banks
-	shape := i.manifest.Machine
-	if i.vcpus != shape.VCPUs[0] {
-		shape.VCPUs = []int{i.vcpus}
-	}
-	m, _, err := builder.PredictShapes(i.manifest.Name, b, shape)
+	m, _, err := i.files(records).Predict(banks)
 	return m, err
 }
 

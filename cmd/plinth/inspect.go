@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -15,7 +17,6 @@ import (
 	"github.com/plinth-os/plinth/internal/fat"
 	"github.com/plinth-os/plinth/internal/gpt"
 	"github.com/plinth-os/plinth/measure/eventlog"
-	"github.com/plinth-os/plinth/measure/ovmf"
 	"github.com/plinth-os/plinth/uki"
 )
 
@@ -25,7 +26,9 @@ func newInspect(c *common) *cobra.Command {
 		Short: "Print what is inside a UKI, disk, firmware, variables file or event log",
 		Long: `Prints the structure of FILE, found out from its content: sections, digests,
 Authenticode digest, stub version and measured order of an EFI image; partitions
-and ESP of a disk; volumes and version of a firmware; variables; events of a log.`,
+and ESP of a disk; events of a log. Of a firmware, volumes, version, variables, the
+table at its end and what it asks of a VMM under SEV and TDX, and for which
+platforms and boot paths it serves. What is damaged is said after what is not.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, a []string) error {
 			f, size, err := openSized(a[0])
@@ -38,9 +41,16 @@ and ESP of a disk; volumes and version of a firmware; variables; events of a log
 				return fmt.Errorf("%s: %w", a[0], err)
 			}
 			if c.json {
-				return printJSON(c.env.stdout, v)
+				err = printJSON(c.env.stdout, v)
+			} else {
+				err = v.text(c.env.stdout)
 			}
-			return v.text(c.env.stdout)
+			if p, ok := v.(interface{ problem() error }); ok && err == nil {
+				if err = p.problem(); err != nil {
+					return fmt.Errorf("%s: %w", a[0], err)
+				}
+			}
+			return err
 		},
 	}
 }
@@ -60,7 +70,7 @@ func inspect(r io.ReaderAt, size int64) (viewer, error) {
 		return efiView{i}, err
 	case len(head) >= 520 && string(head[512:520]) == "EFI PART":
 		return inspectDisk(r, size)
-	case len(head) >= 44 && string(head[40:44]) == "_FVH":
+	case len(head) >= 44 && string(head[40:44]) == "_FVH", endsWithTable(r, size):
 		return inspectFlash(r, size)
 	case bytes.Contains(head[:min(len(head), 64)], []byte("Spec ID Event")):
 		return inspectLog(r, size)
@@ -149,105 +159,43 @@ func (v diskView) text(w io.Writer) error {
 	return nil
 }
 
-// A flashView is firmware code, its variables, or both.
-type flashView struct {
-	Version    string         `json:"version,omitempty"`
-	SecureBoot bool           `json:"secure_boot_capable,omitempty"`
-	SMM        bool           `json:"smm,omitempty"`
-	Volumes    []volumeView   `json:"volumes,omitempty"`
-	Variables  []variableView `json:"variables,omitempty"`
-}
-
-type volumeView struct {
-	Name   string `json:"name"`
-	Base   uint64 `json:"base"`
-	Size   int    `json:"size"`
-	SHA256 string `json:"sha256"`
-}
-
-type variableView struct {
-	Name       string `json:"name"`
-	GUID       string `json:"guid"`
-	Attributes uint32 `json:"attributes"`
-	Size       int    `json:"size"`
-	SHA256     string `json:"sha256"`
-}
-
-func inspectFlash(r io.ReaderAt, size int64) (viewer, error) {
-	b, err := readAll(r, size, 64<<20)
-	if err != nil {
-		return nil, err
-	}
-	var v flashView
-	f, codeErr := ovmf.Parse(b)
-	if codeErr == nil {
-		v.Version, v.SecureBoot, v.SMM = f.Version, f.SecureBoot, f.SMM
-		for _, vol := range f.Volumes {
-			v.Volumes = append(v.Volumes, volumeView{vol.Name, vol.Base, len(vol.Data), hexDigest(vol.Data)})
-		}
-	}
-	store, varsErr := ovmf.ParseVars(b)
-	if varsErr == nil {
-		for _, x := range store.List() {
-			v.Variables = append(v.Variables, variableView{x.Name, x.GUID.String(), x.Attributes, len(x.Data), hexDigest(x.Data)})
-		}
-	}
-	if codeErr != nil && varsErr != nil {
-		return nil, fmt.Errorf("neither firmware (%w) nor variables (%w)", codeErr, varsErr)
-	}
-	return v, nil
-}
-
-func (v flashView) text(w io.Writer) error {
-	if v.Volumes != nil {
-		fmt.Fprintf(w, "firmware %q  Secure Boot %s  SMM %s\n", v.Version, yes(v.SecureBoot), yes(v.SMM))
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, x := range v.Volumes {
-		fmt.Fprintf(t, "%s\t%#x\t%d\t%s\n", x.Name, x.Base, x.Size, x.SHA256)
-	}
-	for _, x := range v.Variables {
-		fmt.Fprintf(t, "variable %s\t%s\t%d bytes\t%s\n", x.Name, x.GUID, x.Size, short(x.SHA256))
-	}
-	return t.Flush()
-}
-
-func yes(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
 // A logView is an event log with the registers that it replays to.
 type logView struct {
 	Log       *eventlog.Log                `json:"log"`
-	Registers map[string]map[string]string `json:"registers"` // bank, register, value
+	Registers map[string]map[string]string `json:"registers"` // bank, name of the register, value
+	Holds     map[string]string            `json:"holds"`     // name of a register that is extended, what it stands for
 }
+
+// maxLogFile bounds an event log, in bytes.
+const maxLogFile = 16 << 20
 
 func inspectLog(r io.ReaderAt, size int64) (viewer, error) {
-	b, err := readAll(r, size, 16<<20)
+	b, err := readAll(r, size, maxLogFile)
 	if err != nil {
 		return nil, err
 	}
-	return viewLog(b)
+	l, err := eventlog.ParseAny(b)
+	if err != nil {
+		return nil, err
+	}
+	return viewLog(l)
 }
 
-func viewLog(b []byte) (viewer, error) {
-	l, err := eventlog.Parse(b)
-	if err != nil {
-		return nil, err
-	}
+func viewLog(l *eventlog.Log) (viewer, error) {
 	l.Describe()
-	v := logView{Log: l, Registers: map[string]map[string]string{}}
+	v := logView{Log: l, Registers: map[string]map[string]string{}, Holds: map[string]string{}}
 	for _, alg := range l.Algs {
+		if alg.Hash() == 0 {
+			continue // SM3 for instance: the events are shown, the registers are not computed
+		}
 		values, err := l.Replay(alg)
 		if err != nil {
 			return nil, err
 		}
 		bank := map[string]string{}
 		for reg, x := range values {
-			bank[fmt.Sprintf("%d", reg)] = fmt.Sprintf("%x", x)
+			name := l.RegisterName(reg)
+			bank[name], v.Holds[name] = fmt.Sprintf("%x", x), l.RegisterHolds(reg)
 		}
 		v.Registers[alg.String()] = bank
 	}
@@ -261,7 +209,7 @@ func (v logView) text(w io.Writer) error {
 		if len(e.Digests) > 0 {
 			digest = short(fmt.Sprintf("%x", e.Digests[len(e.Digests)-1].Value))
 		}
-		fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", e.Register, e.Type, digest, e.Name)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Log.RegisterName(e.Register), e.Type, digest, e.Name)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -279,7 +227,12 @@ func (v logView) text(w io.Writer) error {
 			fmt.Fprintf(w, "%s %s %s\n", alg, r, bank[r])
 		}
 	}
-	return nil
+	for _, r := range slices.Sorted(maps.Keys(v.Holds)) {
+		if v.Holds[r] != "" {
+			fmt.Fprintf(t, "%s\t%s\n", r, v.Holds[r])
+		}
+	}
+	return t.Flush()
 }
 
 // openSized opens a file and says how long it is.

@@ -20,19 +20,24 @@ type enrollFlags struct {
 	pk, out, owner string
 	kek, db        []string
 	epoch          int64
+	setupMode      bool
 }
 
 func newKeysEnroll() *cobra.Command {
 	f := &enrollFlags{}
 	cmd := &cobra.Command{
-		Use:   "enroll VARS.fd",
-		Short: "Write PK, KEK and db into a firmware variables file and turn Secure Boot on",
-		Long: `Rewrites an OVMF variables file offline: the certificates become PK, KEK and db,
-and Secure Boot is on at the next boot. The same arguments give the same bytes.
-A --kek or --db that is not given is the platform key's certificate.`,
-		Example: "  plinth keys enroll OVMF_VARS_4M.fd --pk pk.pem --db db.pem -o vars.fd",
-		Args:    cobra.ExactArgs(1),
-		RunE:    func(_ *cobra.Command, a []string) error { return f.enroll(a[0]) },
+		Use:   "enroll FILE",
+		Short: "Write PK, KEK and db into a firmware's variables and turn Secure Boot on, or take them out",
+		Long: `Rewrites the variables of OVMF offline, in FILE, which is a variables file or a
+firmware with variables and code in one, as TDX uses it. The code does not change.
+The certificates become PK, KEK and db, other keys go, and Secure Boot is on at the
+next boot. A --kek or --db that is not given is the platform key's certificate.
+With --setup-mode all keys go, dbx too, and the firmware starts what it is given.
+The same arguments give the same bytes.`,
+		Example: "  plinth keys enroll OVMF_VARS_4M.fd --pk pk.pem --db db.pem -o vars.fd\n" +
+			"  plinth keys enroll OVMF.inteltdx.ms.fd --setup-mode -o firmware.fd",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, a []string) error { return f.enroll(cmd, a[0]) },
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.pk, "pk", "", "certificate of the platform key, PEM or DER")
@@ -41,23 +46,34 @@ A --kek or --db that is not given is the platform key's certificate.`,
 	fl.StringVarP(&f.out, "out", "o", "", "file to write")
 	fl.StringVar(&f.owner, "owner", builder.KeyOwner, "GUID of the signatures' owner")
 	fl.Int64Var(&f.epoch, "epoch", defaultKeyTime.Unix(), "time stamp of the variables, seconds since 1970")
+	fl.BoolVar(&f.setupMode, "setup-mode", false, "take all keys out")
 	return cmd
 }
 
-// enroll writes the variables file at path, with keys, to the file f.out.
-func (f *enrollFlags) enroll(path string) error {
-	if f.pk == "" || f.out == "" {
-		return usagef("--pk and --out are needed")
+// enroll writes the firmware or variables file at path, with keys or without, to
+// the file f.out.
+func (f *enrollFlags) enroll(cmd *cobra.Command, path string) error {
+	if f.out == "" || (f.pk == "") != f.setupMode {
+		return usagef("--out is needed, and either --pk or --setup-mode")
 	}
-	vars, err := os.ReadFile(path)
+	for _, name := range []string{"kek", "db", "owner", "epoch"} {
+		if f.setupMode && cmd.Flags().Changed(name) {
+			return usagef("--%s has no meaning with --setup-mode", name)
+		}
+	}
+	flash, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	keys, err := f.keys()
-	if err != nil {
-		return err
+	rewrite := ovmf.SetupMode
+	if !f.setupMode {
+		keys, err := f.keys()
+		if err != nil {
+			return err
+		}
+		rewrite = func(flash []byte) ([]byte, error) { return ovmf.Enroll(flash, keys) }
 	}
-	b, err := ovmf.Enroll(vars, keys)
+	b, err := rewrite(flash)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

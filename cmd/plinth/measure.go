@@ -21,7 +21,7 @@ func newMeasure(c *common) *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "measure",
 		Short: "Predict what a boot will measure, from files alone",
-	}, newMeasurePCR(c), newMeasureImage(c), newMeasureLog(c))
+	}, newMeasureSNP(c), newMeasureSEVES(c), newMeasureSEV(c), newMeasureTDX(c), newMeasurePCR(c), newMeasureImage(c), newMeasureLog(c), newMeasureHash(c))
 }
 
 // pcrFlags name the files of a boot that no profile describes.
@@ -147,7 +147,7 @@ func newMeasureImage(c *common) *cobra.Command {
 	f := &bootFlags{accel: "auto"}
 	cmd := &cobra.Command{
 		Use:   "image DIR|PROFILE",
-		Short: "Predict the PCRs of a built image from its files",
+		Short: "Predict the registers of a built image from its files",
 		Long:  "Predicts from the files in DIR (or out/PROFILE) as they are now, not from measurements.json.",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -173,7 +173,7 @@ func newMeasureImage(c *common) *cobra.Command {
 	fl := cmd.Flags()
 	fl.StringArrayVar(&banks, "bank", []string{"sha256"}, "PCR bank to print; repeatable")
 	fl.BoolVar(&explain, "explain", false, "print the events behind each value")
-	fl.StringVar(&f.path, "path", "disk", "how the guest is started: disk, uki or kernel")
+	fl.StringVar(&f.path, "path", "", "how the guest is started: disk, uki or kernel (default: the profile's)")
 	fl.IntVar(&f.vcpus, "vcpus", 0, "virtual CPUs (default: the profile's)")
 	fl.IntVar(&f.memory, "memory", 0, "memory in MiB (default: the profile's)")
 	return cmd
@@ -203,16 +203,16 @@ func imageBanks(names []string) ([]eventlog.Alg, error) {
 }
 
 func newMeasureLog(c *common) *cobra.Command {
-	return &cobra.Command{
+	var cc bool
+	cmd := &cobra.Command{
 		Use:   "eventlog FILE",
-		Short: "Print a TCG event log and the registers that it replays to",
-		Args:  cobra.ExactArgs(1),
+		Short: "Print an event log, the registers that it replays to, and what they hold",
+		Long: `Prints the events of a TCG log (/sys/kernel/security/tpm0/binary_bios_measurements)
+or of a CC log (/sys/firmware/acpi/tables/data/CCEL), the registers that they lead
+to from a reset, and what each register stands for.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, a []string) error {
-			b, err := os.ReadFile(a[0])
-			if err != nil {
-				return err
-			}
-			v, err := viewLog(b)
+			v, err := readLog(a[0], cc)
 			if err != nil {
 				return fmt.Errorf("%s: %w", a[0], err)
 			}
@@ -222,9 +222,31 @@ func newMeasureLog(c *common) *cobra.Command {
 			return v.text(c.env.stdout)
 		},
 	}
+	cmd.Flags().BoolVar(&cc, "cc", false, "read it as a CC log, which td-shim's does not show by itself")
+	return cmd
 }
 
-// printMeasurements prints the values of the given banks.
+func readLog(path string, cc bool) (viewer, error) {
+	f, size, err := openSized(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if !cc {
+		return inspectLog(f, size)
+	}
+	b, err := readAll(f, size, maxLogFile)
+	if err != nil {
+		return nil, err
+	}
+	l, err := eventlog.ParseCC(b)
+	if err != nil {
+		return nil, err
+	}
+	return viewLog(l)
+}
+
+// printMeasurements prints the values, of a TPM those of the given banks.
 func (c *common) printMeasurements(m *measure.Measurements, banks []string, explain bool) error {
 	if c.json {
 		b, err := m.Marshal()
@@ -236,7 +258,7 @@ func (c *common) printMeasurements(m *measure.Measurements, banks []string, expl
 	}
 	t := tabwriter.NewWriter(c.env.stdout, 0, 0, 2, ' ', 0)
 	for _, v := range m.Values {
-		if !slices.Contains(banks, v.Bank) {
+		if v.Platform == measure.PlatformTPM && !slices.Contains(banks, v.Bank) {
 			continue
 		}
 		value := v.Value
@@ -249,7 +271,7 @@ func (c *common) printMeasurements(m *measure.Measurements, banks []string, expl
 		if v.Phase != "" {
 			value += "\tafter " + v.Phase
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", where(v.Register, v.Shape), v.Provenance, value)
+		fmt.Fprintf(t, "%s\t%s\t%s\n", where(&v), v.Provenance, value)
 		if explain {
 			for _, e := range v.Events {
 				fmt.Fprintf(t, "\t\t  %s  %s\n", short(e.Digest), strings.TrimSpace(e.Name+"  "+e.Source))
@@ -260,11 +282,14 @@ func (c *common) printMeasurements(m *measure.Measurements, banks []string, expl
 }
 
 // where names a register, and the machine shape when the value is only for one.
-func where(register string, s *measure.Shape) string {
-	if s == nil {
-		return register
+func where(v *measure.Value) string {
+	switch {
+	case v.Shape == nil:
+		return v.Register
+	case v.CPU != "": // a launch digest does not depend on the memory
+		return fmt.Sprintf("%s (%d vCPU, %s)", v.Register, v.Shape.VCPUs, v.CPU)
 	}
-	return fmt.Sprintf("%s (%d vCPU, %d MiB)", register, s.VCPUs, s.MemoryMiB)
+	return fmt.Sprintf("%s (%d vCPU, %d MiB)", v.Register, v.Shape.VCPUs, v.Shape.MemoryMiB)
 }
 
 // printMeasurementsOf prints what a build predicted, in the bank that policies use.

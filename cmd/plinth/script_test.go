@@ -27,9 +27,13 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":   exits,
-			"archive": writeArchive,
-			"damage":  damage,
+			"exits":    exits,
+			"archive":  writeArchive,
+			"damage":   damage,
+			"firmware": writeFirmware,
+			"want":     wantDigest,
+			"args":     writeArgs,
+			"key":      writeKey,
 		},
 		RequireUniqueNames: true,
 	})

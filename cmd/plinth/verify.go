@@ -20,16 +20,41 @@ import (
 	"github.com/plinth-os/plinth/profiles"
 )
 
+const verifyLong = `With DIR, checks every artefact in it against SHA256SUMS and manifest.json; with
+--rebuild, builds the image once more in an empty step store, from the profile
+and the lock that the manifest carries, and compares every byte.
+
+With --report or --quote, checks evidence of a guest: an SNP attestation report,
+alone or with the certificates behind it, or a TDX quote. The chain of signatures
+has to reach AMD's or Intel's root, which this program brings, and the values have
+to be those of --against. Nothing is fetched: the VCEK or VLEK is given with
+--certs, or behind the report; the PCK certificates are in the quote; collateral
+and revocation lists are files, if there are any.
+
+Each check is printed with what was found and what was wanted. One that could not
+be made is "not checked", with the reason. The evidence is refused, with exit code
+7, when a check failed, and when chain, signature, debugging, launch digest, or
+MRTD, RTMR 1 and RTMR 2 could not be checked. A report or quote without
+--report-data may be an old one.`
+
+const verifyExample = `  plinth verify out/vtpm --rebuild
+  plinth verify --report report.bin --certs vcek.pem --against out/snp --report-data "$NONCE"
+  plinth verify --report report.bin --certs /etc/snp --against measurements.json --policy 0x30000 --min-tcb snp=24,microcode=219
+  plinth verify --quote quote.bin --against out/tdx --tcb-info tcb.json --qe-identity qe.json --certs tcb-signing.pem --json`
+
 func newVerify(c *common) *cobra.Command {
 	var rebuild bool
+	f := &evidenceFlags{}
 	cmd := &cobra.Command{
-		Use:   "verify DIR",
-		Short: "Check an image directory against its digests, or by building it again",
-		Long: `Checks every artefact in DIR against SHA256SUMS and manifest.json. With
---rebuild, builds the image once more in an empty step store, from the profile
-and the lock that the manifest carries, and compares every byte.`,
-		Args: cobra.ExactArgs(1),
+		Use:     "verify DIR | --report FILE --against MEASUREMENTS | --quote FILE --against MEASUREMENTS",
+		Short:   "Check an image directory, or a report or quote of a guest, offline",
+		Long:    verifyLong,
+		Example: verifyExample,
+		Args:    f.check,
 		RunE: func(cmd *cobra.Command, a []string) error {
+			if len(a) == 0 {
+				return c.verifyEvidence(f)
+			}
 			if err := verifyDir(a[0]); err != nil {
 				return err
 			}
@@ -44,6 +69,7 @@ and the lock that the manifest carries, and compares every byte.`,
 	}
 	c.profileFlags(cmd)
 	cmd.Flags().BoolVar(&rebuild, "rebuild", false, "build again from the manifest's inputs and compare")
+	f.add(cmd)
 	return cmd
 }
 

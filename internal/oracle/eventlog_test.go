@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-eventlog/testdata"
 	"github.com/plinth-os/plinth/internal/testenv"
 	"github.com/plinth-os/plinth/measure/eventlog"
+	"github.com/plinth-os/plinth/measure/tdx"
 )
 
 // logs are plinth's recorded logs and go-eventlog's: servers, laptops and clouds
@@ -136,9 +137,16 @@ func TestCCEventLogs(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+		rtmrs, err := tdx.RTMRs(l)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 		for i, w := range want {
 			if got := hex.EncodeToString(values[i+1]); w != "" && got != w {
 				t.Errorf("%s: RTMR %d is %s, want %s", name, i, got, w)
+			}
+			if v := values[i+1]; v != nil && !bytes.Equal(rtmrs[i][:], v) {
+				t.Errorf("%s: measure/tdx: RTMR %d is %x, replayed %x", name, i, rtmrs[i], v)
 			}
 		}
 	}

@@ -22,26 +22,45 @@ var (
 
 // Inconsistent returns the events that a truthful firmware does not log: those
 // whose digest ought to be over their data and is not, and a second separator in
-// one register, which would hide what ran before the first. Data of other types
-// only describes what was measured and cannot be checked here: no finding is no
-// proof of truth.
+// one register, which would hide what ran before the first. Old firmware of trust
+// domains did log one: its reason says so. Data of other types only describes
+// what was measured and cannot be checked here: no finding is no proof of truth.
 func (l *Log) Inconsistent() []Fault {
 	var faults []Fault
-	separated := map[int]bool{}
+	separators := l.separators()
+	seen := map[int]bool{}
 	for i := range l.Events {
 		e := &l.Events[i]
 		if d := foreignDigest(e); d != nil {
 			faults = append(faults, Fault{i, fmt.Sprintf("%v digest %x is not that of the event's data", d.Alg, d.Value)})
 		}
-		// Firmware of a TD separates PCR 1 and PCR 7 in the same RTMR.
-		if e.Type == Separator && !l.CC {
-			if separated[e.Register] {
-				faults = append(faults, Fault{i, fmt.Sprintf("second separator in register %d", e.Register)})
-			}
-			separated[e.Register] = true
+		if e.Type == Separator && seen[e.Register] {
+			faults = append(faults, Fault{i, "second separator in " + l.RegisterName(e.Register) + l.oldFirmware(separators)})
 		}
+		seen[e.Register] = seen[e.Register] || e.Type == Separator
 	}
 	return faults
+}
+
+// separators counts them by register.
+func (l *Log) separators() map[int]int {
+	n := map[int]int{}
+	for i := range l.Events {
+		if l.Events[i].Type == Separator {
+			n[l.Events[i].Register]++
+		}
+	}
+	return n
+}
+
+// oldFirmware names the edk2 that logs just these separators: it put the one that
+// PCR 1 to 6 get before the boot into RTMR 0, where that of PCR 7 was, and none
+// into RTMR 1 (fixed by edk2 efaf8931bb).
+func (l *Log) oldFirmware(separators map[int]int) string {
+	if l.CC && separators[1] == 2 && separators[2] == 0 {
+		return ", as edk2 before 202411 logs it; it is missing in rtmr1"
+	}
+	return ""
 }
 
 // foreignDigest returns the first digest of e that is over none of what it may be

@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"encoding/hex"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -62,7 +63,7 @@ func TestInconsistent(t *testing.T) {
 		{"separator", []Event{hashed(Separator, "\xff\xff\xff\xff", "\xff\xff\xff\xff")}, ""},
 		{"error separator", []Event{hashed(Separator, "TPM", "\x01\x00\x00\x00")}, ""},
 		{"separator of something", []Event{hashed(Separator, "TPM", "TPM")}, "event 0: sha256 digest"},
-		{"second separator", []Event{hashed(Separator, "\x00\x00\x00\x00", "\x00\x00\x00\x00"), hashed(Separator, "\x00\x00\x00\x00", "\x00\x00\x00\x00")}, "event 1: second separator in register 5"},
+		{"second separator", []Event{hashed(Separator, "\x00\x00\x00\x00", "\x00\x00\x00\x00"), hashed(Separator, "\x00\x00\x00\x00", "\x00\x00\x00\x00")}, "event 1: second separator in pcr5"},
 		{"boot variable by its data", []Event{hashed(VariableBoot, string(v.Bytes()), "cert")}, ""},
 		{"boot variable whole", []Event{hashed(VariableBoot, string(v.Bytes()), string(v.Bytes()))}, ""},
 		{"policy variable by its data", []Event{hashed(VariableDriver, string(v.Bytes()), "cert")}, "event 0: sha256 digest"},
@@ -83,9 +84,42 @@ func TestInconsistent(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
 		}
 	}
-	// The RTMRs of a TD take in several registers and their separators.
-	l := &Log{CC: true, Algs: []Alg{SHA256}, Events: []Event{tests[0].events[0], tests[0].events[0]}}
-	if f := l.Inconsistent(); len(f) > 0 {
-		t.Errorf("CC log: %v", f)
+}
+
+// PCR 1 of a TPM is not RTMR 0.
+func TestSecondSeparatorTPM(t *testing.T) {
+	e := Event{Register: 1, Type: Separator, Data: zeroSeparator}
+	l := &Log{Algs: []Alg{SHA256}, Events: []Event{e, e}}
+	if got := fmt.Sprint(l.Inconsistent()); got != "[event 1: second separator in pcr1]" {
+		t.Error(got)
+	}
+}
+
+// An RTMR takes in several PCRs and has one separator still. Old edk2 logged two
+// in RTMR 0 and none in RTMR 1, and that is said.
+func TestSecondSeparatorCC(t *testing.T) {
+	old := "second separator in rtmr0, as edk2 before 202411 logs it; it is missing in rtmr1"
+	for _, tt := range []struct {
+		registers []int
+		want      string
+	}{
+		{[]int{1, 2}, ""},
+		{[]int{1, 1}, "[event 1: " + old + "]"},
+		{[]int{1, 1, 2}, "[event 1: second separator in rtmr0]"},
+		{[]int{1, 1, 1}, "[event 1: second separator in rtmr0 event 2: second separator in rtmr0]"},
+		{[]int{1, 2, 2}, "[event 2: second separator in rtmr1]"},
+		{[]int{3, 3}, "[event 1: second separator in rtmr2]"},
+	} {
+		l := &Log{CC: true, Algs: []Alg{SHA384}}
+		for _, r := range tt.registers {
+			l.Events = append(l.Events, Event{Register: r, Type: Separator, Data: zeroSeparator, Digests: []Digest{{SHA384, SHA384.Sum(zeroSeparator)}}})
+		}
+		got := ""
+		if f := l.Inconsistent(); f != nil {
+			got = fmt.Sprint(f)
+		}
+		if got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.registers, got, tt.want)
+		}
 	}
 }

@@ -14,11 +14,35 @@ import (
 func (l *Log) Describe() {
 	for i := range l.Events {
 		e := &l.Events[i]
-		if e.Name = describe(e); e.Name == "" {
+		if l.CC {
+			e.Name = describeCC(e)
+		} else {
+			e.Name = describe(e)
+		}
+		if e.Name == "" {
 			e.Name = e.Type.String()
 		}
 	}
 }
+
+// describeCC names what only a trust domain has: edk2, OvmfPkg, TdxHelperLib and
+// PeilessStartupLib; td-shim, td-shim/src/event_log.rs.
+func describeCC(e *Event) string {
+	name := describe(e)
+	switch {
+	case e.Type == HandoffTables2 && name == "TdxTable", e.Type == PlatformConfig && name == "td_hob":
+		return "TD hand-off blocks"
+	case e.Type == FirmwareBlob2 && strings.HasPrefix(name, edk2Volume):
+		// The text is a placeholder, or an identifier of the volume; the only
+		// one that is measured so is that of the variables.
+		_, place, _ := strings.Cut(name, ") ")
+		return "configuration firmware volume " + place
+	}
+	return name
+}
+
+// edk2Volume begins the name that blobName gives to an edk2 volume.
+const edk2Volume = "firmware blob Fv("
 
 // describe returns "" for data that does not have the form of its type.
 func describe(e *Event) string {
@@ -201,13 +225,24 @@ func tagName(b []byte) string {
 	id := c.u32()
 	text := printable(anyText(c.take(uint64(c.u32()))))
 	if c.short {
-		return ""
+		return untagged[anyText(b)]
 	}
 	if name, ok := tagNames[id]; ok {
 		return name
 	}
+	if id == agentTag {
+		return fmt.Sprintf("attestation agent %q", text)
+	}
 	return fmt.Sprintf("tag %#08x %q", id, text)
 }
+
+// agentTag, "AAEL", marks events of the attestation agent of confidential
+// containers: domain, operation and content.
+const agentTag = 0x4141454c
+
+// untagged are texts that early Linux kernels for trust domains logged without
+// their tag.
+var untagged = map[string]string{"LOADED_IMAGE::LoadOptions": "load options", "Linux initrd": "initrd"}
 
 // iplName tells systemd-stub's two events a section apart: the data of both is
 // the section's name, the digest of the first is over the name in ASCII.

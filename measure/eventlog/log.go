@@ -61,6 +61,10 @@ type SpecID struct {
 	Errata        uint8
 	UintnSize     uint8 // 1: 32-bit firmware, 2: 64-bit
 	VendorInfo    []byte
+
+	// ZeroRegister is set for a CC log whose first record names register 0, as
+	// td-shim writes it, and not 1 as edk2 does. It means nothing.
+	ZeroRegister bool
 }
 
 // EDK2 is the Spec ID that edk2 writes on 64-bit platforms.

@@ -77,7 +77,7 @@ func (l *Log) specID() (Event, error) {
 // specRegister is the register that the Spec ID event names: 0, or what takes
 // its place in a TD, RTMR 0.
 func (l *Log) specRegister() int {
-	if l.CC {
+	if l.CC && !l.Spec.ZeroRegister {
 		return 1
 	}
 	return 0

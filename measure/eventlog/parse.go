@@ -35,6 +35,16 @@ func Parse(b []byte) (*Log, error) { return parse(b, &Log{}) }
 // measurement registers.
 func ParseCC(b []byte) (*Log, error) { return parse(b, &Log{CC: true}) }
 
+// ParseAny reads a log of which only the bytes are known: a CC log if its first
+// record names register 1, as edk2 has it there, else a TCG log. A CC log of
+// td-shim names register 0 and has to be read by ParseCC.
+func ParseAny(b []byte) (*Log, error) {
+	if bytes.HasPrefix(b, []byte{1, 0, 0, 0}) {
+		return ParseCC(b)
+	}
+	return Parse(b)
+}
+
 func parse(b []byte, l *Log) (*Log, error) {
 	if len(b) > maxLog {
 		return nil, fmt.Errorf("eventlog: %d bytes: want at most %d", len(b), maxLog)
@@ -45,6 +55,9 @@ func parse(b []byte, l *Log) (*Log, error) {
 		return nil, fmt.Errorf("eventlog: first event: %w", ErrTruncated)
 	}
 	l.Legacy = first.Type != NoAction || !bytes.HasPrefix(first.Data, specID03)
+	if l.Legacy && l.CC {
+		return nil, errors.New("eventlog: first event: not the Spec ID event that a CC log begins with")
+	}
 	if l.Legacy {
 		l.Algs = []Alg{SHA1}
 		c.off = 0
@@ -136,11 +149,12 @@ func agileEvent(c *cursor, banks []Alg) (Event, error) {
 // parseSpecID reads the TCG_EfiSpecIDEvent: Profile, section 10.4.5.1.
 func parseSpecID(l *Log, first *Event) error {
 	zeros := !slices.ContainsFunc(first.Digests[0].Value, func(b byte) bool { return b != 0 })
-	if first.Register != l.specRegister() || !zeros {
+	zeroRegister := l.CC && first.Register == 0
+	if first.Register != l.specRegister() && !zeroRegister || !zeros {
 		return fmt.Errorf("eventlog: Spec ID event: register %d: want %d and a digest of zeros", first.Register, l.specRegister())
 	}
 	c := &cursor{b: first.Data, off: len(specID03)}
-	l.Spec = SpecID{PlatformClass: c.u32(), Minor: c.u8(), Major: c.u8(), Errata: c.u8(), UintnSize: c.u8()}
+	l.Spec = SpecID{PlatformClass: c.u32(), Minor: c.u8(), Major: c.u8(), Errata: c.u8(), UintnSize: c.u8(), ZeroRegister: zeroRegister}
 	n := c.u32()
 	if n == 0 || n > uint32(len(algs)) {
 		return fmt.Errorf("eventlog: Spec ID event: %d banks: want 1 to %d", n, len(algs))

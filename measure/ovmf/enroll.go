@@ -71,6 +71,35 @@ func (s *VarStore) Enroll(k Keys) error {
 	return s.Set(Variable{Name: "SecureBootEnable", GUID: secureBootEnable, Attributes: settingAttr, Data: []byte{1}})
 }
 
+// SetupMode takes the owner out of an NVRAM flash, or the one at the start of a
+// whole flash: the next boot is in UEFI's setup mode, in which firmware checks no
+// signature. Nobody can add keys beforehand, and in setup mode anybody can replace
+// them, so those that PK guarded go with it; what is left are the variables that
+// have nothing to do with Secure Boot. Firmware deletes SecureBootEnable itself
+// when PK goes and writes CustomMode at every boot: edk2, AuthVariableLib.
+func SetupMode(flash []byte) ([]byte, error) {
+	s, err := ParseVars(flash)
+	if err != nil {
+		return nil, err
+	}
+	s.SetupMode()
+	return s.Bytes()
+}
+
+// SetupMode is SetupMode on a parsed store.
+func (s *VarStore) SetupMode() {
+	for _, v := range []struct {
+		name string
+		guid GUID
+	}{
+		{"PK", GlobalVariable}, {"KEK", GlobalVariable},
+		{"db", ImageSecurity}, {"dbx", ImageSecurity}, {"dbt", ImageSecurity}, {"dbr", ImageSecurity},
+		{"SecureBootEnable", secureBootEnable}, {"CustomMode", customModeEnable},
+	} {
+		s.Delete(v.name, v.guid)
+	}
+}
+
 // certificates puts each certificate in a list of its own: their sizes differ.
 func certificates(owner GUID, ders [][]byte) ([]byte, error) {
 	if len(ders) == 0 {

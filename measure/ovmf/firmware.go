@@ -17,12 +17,17 @@ import (
 type Firmware struct {
 	// Version is the firmware's version string, PcdFirmwareVersionString.
 	// EV_S_CRTM_VERSION measures it in UTF-16 with its terminating zero; some
-	// builds have none, and measure the zero alone.
+	// builds have none, and measure the zero alone. The TDX build does not measure
+	// the one it has.
 	Version    string
 	Volumes    []Volume // the unpacked ones, in file order: PEIFV, DXEFV
 	Modules    []Module // the drivers in them
 	SecureBoot bool     // it can verify images against db
 	SMM        bool     // it keeps variables behind system management mode
+
+	// ChecksHashes: its loader starts a kernel that the VMM passes only if the SEV
+	// hash table names it. A build that has room for the table need not do so.
+	ChecksHashes bool
 }
 
 // Volume is a firmware volume as it lies in memory after unpacking.
@@ -242,5 +247,6 @@ func (im *image) firmware() (*Firmware, error) {
 	im.bases(f.Volumes)
 	f.SecureBoot = f.Has("SecureBootConfigDxe")
 	f.SMM = f.Has("PiSmmCore")
+	f.ChecksHashes = im.checksHashes()
 	return f, nil
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/plinth-os/plinth/measure/ovmf/ovmftest"
 )
 
 func TestParse(t *testing.T) {
@@ -78,6 +80,32 @@ func TestVersionWithoutSMBIOS(t *testing.T) {
 	}
 	if f.Version != "@2025.02" {
 		t.Errorf("version %q", f.Version)
+	}
+}
+
+// A build that measures no version, as that for TDX, shows one all the same. One
+// that measures an empty version has none.
+func TestVersionShown(t *testing.T) {
+	text := ovmftest.Text
+	dxe := putVolume(dxeGUID, 0,
+		ovmftest.Module(fileDriver, "SmbiosPlatformDxe", putPE(text("vendor"), text("02/02/2022"), text("2026.08-1"))),
+		ovmftest.Module(fileDriver, "UiApp", putPE(text("Boot%04x"), text("vendor"), text("2026.08-1"))))
+	measuring, _ := testVolumes("")
+	for _, tt := range []struct {
+		name string
+		pei  []byte
+		want string
+	}{
+		{"shown", putVolume(peiGUID, 0), "2026.08-1"},
+		{"measured as empty", measuring, ""},
+	} {
+		f, err := Parse(testImage(tt.pei, dxe))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Version != tt.want {
+			t.Errorf("%s: version %q, want %q", tt.name, f.Version, tt.want)
+		}
 	}
 }
 

@@ -242,3 +242,97 @@ func makeKeys(t *testing.T, dir string) Keys {
 	}
 	return Keys{Owner: testKeys.Owner, PK: der("PK"), KEK: [][]byte{der("KEK")}, DB: [][]byte{der("db")}, Epoch: testKeys.Epoch}
 }
+
+// metadata is what edk2's sources of the release say that its builds have, and
+// what such a firmware serves.
+var metadata = map[string]struct {
+	build, serves string
+	sev           []SEVSection
+	temporary     []TDXSection // those behind BFV and CFV
+	hashes        *Area
+}{
+	"3e4fd0b3fe3b2dbe481c3d9e99418a034174f26cbe1f55aa212b0f18c12d2d6f": {
+		build: "2026.08+ds-2 OVMF.amdsev.fd", serves: "vtpm disk, sev kernel, seves kernel, snp kernel", sev: sev202608, temporary: memory202608, hashes: &Area{0x810c00, 0x400},
+	},
+	"6a3e8f438ad7269f5dfd884647587b88391fb23965bb3aa7902b519438dba129": {
+		build: "2026.08+ds-2 OVMF.fd", serves: "vtpm disk, vtpm kernel, tdx disk, tdx kernel", sev: sev202608, temporary: memory202608, hashes: &Area{0x810c00, 0x400},
+	},
+	"a265075b4147a096109e501e76196df1ec8a18659c26f7401492c597ec88f312": {
+		build: "2026.08+ds-2 OVMF.inteltdx.ms.fd", serves: "tdx disk, tdx kernel",
+		sev:       append(sev202608[:4:4], SEVSection{Type: SEVSVSMCAA}, SEVSection{Type: SEVMemory}),
+		temporary: memory(0x810000, 0x10000),
+	},
+	"14954040cc754ade0c625ac3470ea46d4c14318b5b1396de4ef77090203d76db": {
+		build: "2025.02-8+deb13u1 OVMF.fd", serves: "vtpm disk, vtpm kernel, tdx disk, tdx kernel",
+		sev:       append(sev202608[:5:5], SEVSection{0x810000, 0x10000, SEVMemory}),
+		temporary: memory(0x811000, 0xf000),
+	},
+	"7b456907dd0786d415999e801a1ac4637b8ed4d7cf5378cfc6edbe5e574dd773": {
+		build: "2022.11-6+deb12u2 OVMF.fd", serves: "vtpm disk, vtpm kernel",
+		sev:       append(sev202608[:4:4], SEVSection{0x80f000, 0x11000, SEVMemory}),
+		temporary: memory(0x810000, 0x10000),
+	},
+}
+
+var (
+	sev202608 = []SEVSection{
+		{0x800000, 0x9000, SEVMemory}, {0x80a000, 0x3000, SEVMemory}, {0x80d000, 0x1000, SEVSecrets}, {0x80e000, 0x1000, SEVCPUID},
+		{0x80f000, 0x1000, SEVSVSMCAA}, {0x811000, 0x1f000, SEVMemory}, {0x810000, 0x1000, SEVKernelHashes},
+	}
+	memory202608 = append(memory(0x814000, 0xc000), TDXSection{GPA: 0x820000, MemSize: 0x10000, Type: TDXTempMem})
+)
+
+// memory lists the sections of temporary memory and of the hand-off block; the
+// first differs from build to build.
+func memory(gpa, size uint64) []TDXSection {
+	return []TDXSection{
+		{GPA: gpa, MemSize: size, Type: TDXTempMem}, {GPA: 0x80b000, MemSize: 0x2000, Type: TDXTempMem},
+		{GPA: 0x809000, MemSize: 0x2000, Type: TDXHOB}, {GPA: 0x800000, MemSize: 0x6000, Type: TDXTempMem},
+	}
+}
+
+func TestRealMetadata(t *testing.T) {
+	for path, b := range firmware(t) {
+		m, err := ReadMetadata(b)
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		want, ok := metadata[sum(b)]
+		if !ok {
+			continue
+		}
+		if *m.Reset != 0x80b004 || m.SVSM != nil || m.Whole != len(b) {
+			t.Errorf("%s: reset block %#x, SVSM %v, whole %#x", path, *m.Reset, m.SVSM, m.Whole)
+		}
+		for name, diff := range map[string]string{
+			"SEV":    cmp.Diff(want.sev, m.SEV),
+			"TDX":    cmp.Diff(want.temporary, m.TDX[2:]),
+			"hashes": cmp.Diff(want.hashes, m.Hashes),
+		} {
+			if diff != "" {
+				t.Errorf("%s: %s: %s", want.build, name, diff)
+			}
+		}
+		f, err := Parse(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := serves(f.Uses(m)); got != want.serves {
+			t.Errorf("%s serves %q, want %q", want.build, got, want.serves)
+		}
+	}
+}
+
+// The TDX build shows its version and does not measure it.
+func TestVersionOfTheTDXBuild(t *testing.T) {
+	for path, b := range firmware(t) {
+		if metadata[sum(b)].build != "2026.08+ds-2 OVMF.inteltdx.ms.fd" {
+			continue
+		}
+		f, err := Parse(b)
+		if err != nil || f.Version != "2026.08+ds-2" {
+			t.Errorf("%s: version %q, %v", path, f.Version, err)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package ovmf
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 	"unicode/utf16"
 )
@@ -31,7 +32,27 @@ func (im *image) version() string {
 	if best == "" && len(measuring) == 1 {
 		best = measuring[0]
 	}
+	if best == "" && !im.has("Tcg2Pei") {
+		best = im.shownVersion()
+	}
 	return best
+}
+
+// shownVersion returns the version that the firmware shows but does not measure:
+// the TDX build has it in its setup program and in the SMBIOS tables. Of the
+// strings that both have, the vendor's name has no digit.
+func (im *image) shownVersion() string {
+	shown := im.text("UiApp")
+	for _, s := range im.text("SmbiosPlatformDxe") {
+		if strings.ContainsAny(s, "0123456789") && slices.Contains(shown, s) {
+			return s
+		}
+	}
+	return ""
+}
+
+func (im *image) has(module string) bool {
+	return slices.ContainsFunc(im.files, func(m modFile) bool { return m.Name == module })
 }
 
 func (im *image) text(module string) []string {

@@ -283,7 +283,7 @@ func newerQEMU(t *testing.T) string {
 	if _, err := os.Stat(bin); err == nil {
 		return bin
 	}
-	script := filepath.Join(testenv.Root(t), "tests", "tools", "unpack-qemu.sh")
+	script := filepath.Join(testenv.Root(t), "tests", "tools", "unpack-debs.sh")
 	if out, err := exec.Command(script, "sid", dir).CombinedOutput(); err != nil {
 		testenv.Missing(t, "network", fmt.Sprintf("newer QEMU not obtainable: %v\n%s", err, out))
 	}

@@ -49,6 +49,21 @@ vars    = "usr/share/OVMF/OVMF_VARS_4M.fd"
 packages = ["motd"]
 `
 
+// SNPProfile is Profile for an SEV-SNP guest, and TDXProfile for a trust domain.
+var (
+	SNPProfile = guestProfile("snp", "ovmf-amdsev", "usr/share/ovmf/OVMF.amdsev.fd") + "path = \"kernel\"\n[snp]\nvcpu_types = [\"EPYC-v4\", \"EPYC-Milan\"]\n"
+	TDXProfile = guestProfile("tdx", "ovmf-inteltdx", "usr/share/ovmf/OVMF.inteltdx.ms.fd")
+)
+
+// guestProfile is Profile with the firmware of another platform, its own being
+// the one for other machines. It ends in the table of the machine.
+func guestProfile(platform, pkg, member string) string {
+	return strings.NewReplacer(
+		`platform = "vtpm"`, fmt.Sprintf("platform = %q", platform),
+		"[firmware]\n", fmt.Sprintf("[firmware]\npackage = %q\ncode = %q\n\n[firmware.generic]\n", pkg, member),
+	).Replace(Profile) + "\n[agent]\nphases = []\n\n[machine]\nvcpus = [1, 2]\n"
+}
+
 // Write fills the folder dir with packages.
 func Write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -85,6 +100,8 @@ func Packages() map[string][]byte {
 		"usr/share/OVMF/OVMF_CODE_4M.fd": ovmftest.Code(ovmftest.Volumes("2025.02-8")),
 		"usr/share/OVMF/OVMF_VARS_4M.fd": ovmftest.BlankVars(0x84000),
 	})
+	add("ovmf-amdsev", "2026.08-1", "Source: edk2", map[string][]byte{"usr/share/ovmf/OVMF.amdsev.fd": ovmftest.AmdSev("2026.08-1")})
+	add("ovmf-inteltdx", "2026.08-1", "Source: edk2", map[string][]byte{"usr/share/ovmf/OVMF.inteltdx.ms.fd": ovmftest.IntelTDX("2026.08-1")})
 	add("motd", "1", "Depends: motd-text", map[string][]byte{"etc/issue": []byte("synthetic\n")})
 	add("motd-text", "1", "", map[string][]byte{"etc/motd": []byte("hello\n")})
 	return all

@@ -1,11 +1,11 @@
 #!/bin/sh
-# unpack-qemu.sh SUITE DIR [PACKAGE...]: unpack QEMU (and swtpm, or the packages
+# unpack-debs.sh SUITE DIR [PACKAGE...]: unpack QEMU (and swtpm, or the packages
 # named) of another Debian suite with every library it needs into DIR, and write
 # DIR/bin/PROGRAM for each, which runs it by its own dynamic loader. Nothing is
 # installed and root is not needed. The mirror and the keyring are those of the
 # host's apt configuration; DIR/VERSIONS lists what was unpacked.
 #
-#	tests/tools/unpack-qemu.sh trixie /tmp/qemu-trixie
+#	tests/tools/unpack-debs.sh trixie /tmp/qemu-trixie
 #	PLINTH_QEMU=/tmp/qemu-trixie/bin/qemu-system-x86_64 plinth boot out/vtpm
 set -eu
 
@@ -18,7 +18,7 @@ shift 2
 mirror=${PLINTH_MIRROR:-$(apt-get indextargets --format '$(ORIGIN) $(SITE) $(REPO_URI)' 'Created-By: Packages' |
 	sed -n 's/^Debian [^ ]* //p' | grep -v security | head -n 1)}
 [ -n "$mirror" ] || {
-	echo "unpack-qemu: apt names no Debian mirror; set PLINTH_MIRROR" >&2
+	echo "unpack-debs: apt names no Debian mirror; set PLINTH_MIRROR" >&2
 	exit 1
 }
 

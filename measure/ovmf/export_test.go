@@ -1,0 +1,4 @@
+package ovmf
+
+// For the tests outside the package.
+var RealFirmware = firmware
