@@ -2,7 +2,6 @@ package source
 
 import (
 	"archive/tar"
-	"bytes"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -180,28 +179,6 @@ func (c *contextReader) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.r.Read(p)
-}
-
-// readControl returns the control file of a .deb.
-func readControl(ctx context.Context, r io.ReaderAt, size int64) ([]byte, error) {
-	d, err := readDeb(r, size)
-	if err != nil {
-		return nil, err
-	}
-	var buf growing
-	if _, err := d.control.expand(ctx, &buf, maxControl); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.control.name, err)
-	}
-	t := tar.NewReader(bytes.NewReader(buf))
-	for {
-		h, err := t.Next()
-		if err != nil {
-			return nil, fmt.Errorf("%s: control: %w", d.control.name, err)
-		}
-		if path.Clean(h.Name) == "control" {
-			return io.ReadAll(t)
-		}
-	}
 }
 
 // growing is a WriterAt in memory, for writers that respect a limit.
