@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -84,14 +85,16 @@ func (s *State) openRoot(ctx context.Context, r *verity.Root) error {
 	tried := map[string]error{}
 	for {
 		for _, c := range s.candidates(r) {
-			if _, again := tried[c.String()]; again {
+			if before := tried[c.String()]; before != nil && !notYet(before) {
 				continue
 			}
 			err := s.try(r, c)
 			if err == nil {
 				return nil
 			}
-			s.logf("root: %s: %v", c, err)
+			if !notYet(err) {
+				s.logf("root: %s: %v", c, err)
+			}
 			tried[c.String()] = err
 		}
 		select {
@@ -101,6 +104,11 @@ func (s *State) openRoot(ctx context.Context, r *verity.Root) error {
 		}
 	}
 }
+
+// notYet tells whether a partition is about to come: sysfs shows it a moment before
+// its node is in /dev, and the node a moment before it can be opened. Linux,
+// block/partitions/core.c, add_partition.
+func notYet(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) }
 
 func noRoot(r *verity.Root, tried map[string]error) error {
 	errs := []error{fmt.Errorf("no disk has the root with root hash %x", r.RootHash)}

@@ -185,6 +185,31 @@ func TestLateDisk(t *testing.T) {
 	}
 }
 
+// TestLateNode: sysfs shows a partition before /dev does, which is no reason to
+// give its disk up.
+func TestLateNode(t *testing.T) {
+	for _, name := range []string{"dev/vda1", "dev/vda2"} {
+		r, data, hash := veritySample(t, 1)
+		s, _ := verityGuest(t, r, config.Config{})
+		addDisk(t, s, "vda", r, data, hash)
+		late := s.path(name)
+		if err := os.Rename(late, late+".hidden"); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error)
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			ended <- os.Rename(late+".hidden", late)
+		}()
+		if err := errors.Join(setRoot(t.Context(), s), <-ended); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if text := s.console.(*lockedBuffer).String(); strings.Contains(text, "root:") {
+			t.Errorf("%s: the console says %q", name, text)
+		}
+	}
+}
+
 // TestNoRoot: what is not the root is not taken, and the boot ends.
 func TestNoRoot(t *testing.T) {
 	r, data, hash := veritySample(t, 1)

@@ -9,19 +9,21 @@ import (
 	"strings"
 
 	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/builder/rootfs"
 	"github.com/plinth-os/plinth/initrd"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/internal/tree"
+	"github.com/plinth-os/plinth/profiles"
 )
 
 // Paths in the guest that belong to plinth.
 const (
-	guestAgent   = "init"
+	guestInit    = "init"
 	guestShell   = "usr/lib/plinth/shell"
 	guestModules = "usr/lib/plinth/modules"
 )
 
-// runInitrd makes initrd.
+// runInitrd makes initrd and, where it is the root, the bills of materials.
 func runInitrd(ctx context.Context, w *work) error {
 	fsys, done, err := w.moduleFS()
 	if err != nil {
@@ -36,43 +38,58 @@ func runInitrd(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	entries, err := w.initrdEntries(ctx, mods)
+	base, inventory, err := w.initrdBase(ctx)
+	if err != nil {
+		return err
+	}
+	entries, err := w.initrdEntries(base, mods)
 	if err != nil {
 		return err
 	}
 	p := w.Profile.Initrd
-	return w.write(ctx, "initrd", func(cw *cas.Writer) error {
+	err = w.write(ctx, "initrd", func(cw *cas.Writer) error {
 		return initrd.Write(cw, nil, entries, initrd.Params{Compression: p.Compression, Level: p.Level, Epoch: w.Profile.Epoch})
 	})
+	if err != nil || inventory == nil {
+		return err
+	}
+	return w.putInventory(inventory, rootfs.Document{ImageFile: InitrdName, ImageSHA256: w.out["initrd"].Digest.String()})
 }
 
-// wantedModules are those of the profile, and the one that agent.fw_cfg stands for.
+// wantedModules are those of the profile, and those that other keys stand for.
 func (s *Spec) wantedModules() []string {
-	names := s.Profile.Kernel.Modules
+	names := slices.Clone(s.Profile.Kernel.Modules)
 	if s.Profile.Agent.FWCfg {
-		names = append(slices.Clone(names), "qemu_fw_cfg")
+		names = append(names, "qemu_fw_cfg")
+	}
+	if s.Profile.Verity() {
+		for _, m := range rootModules(&s.Profile.Root) {
+			if s.Profile.Kernel.File != "" && s.Profile.Kernel.ModulesDir == "" {
+				m = "?" + m // everything is built in: there is nothing to look it up in
+			}
+			names = append(names, m)
+		}
 	}
 	return names
 }
 
-// initrdEntries lists what the initrd holds: the agent, its configuration, its
-// modules, and what the profile adds.
-func (w *work) initrdEntries(ctx context.Context, mods []initrd.Module) ([]tree.Entry, error) {
-	entries, err := w.rootPackages(ctx)
+// rootModules lead to a verity root.
+func rootModules(r *profiles.Root) []string {
+	names := []string{"dm_verity", "erofs", "crypto-" + r.Hash}
+	if r.Overlay {
+		names = append(names, "overlay")
+	}
+	return names
+}
+
+// initrdEntries adds modules and the agent's configuration to what the initrd
+// holds.
+func (w *work) initrdEntries(entries []tree.Entry, mods []initrd.Module) ([]tree.Entry, error) {
+	root, err := w.root()
 	if err != nil {
 		return nil, err
 	}
-	// The kernel opens /dev/console, and a Go program without one /dev/null,
-	// before the agent mounts anything.
-	entries = append(entries, tree.CharDev("dev/console", 0o600, 5, 1), tree.CharDev("dev/null", 0o666, 1, 3))
-	for _, d := range []string{"proc", "sys", "run", "tmp"} {
-		entries = appendDir(entries, d)
-	}
-	entries = append(entries, tree.File(guestAgent, 0o755, w.blob(w.Guest.Agent)))
-	if w.Profile.Agent.Shell {
-		entries = append(entries, tree.File(guestShell, 0o755, w.blob(w.Guest.Shell)))
-	}
-	c, err := w.agentConfig()
+	c, err := w.agentConfig(root)
 	if err != nil {
 		return nil, err
 	}
@@ -85,25 +102,44 @@ func (w *work) initrdEntries(ctx context.Context, mods []initrd.Module) ([]tree.
 		entries = append(entries, tree.File(name, 0o644, tree.Bytes(body)))
 		c.Modules = append(c.Modules, config.Module{Path: "/" + name, Params: m.Params})
 	}
-	files, err := w.profileFiles()
-	if err != nil {
-		return nil, err
-	}
 	conf, err := c.Marshal()
 	if err != nil {
 		return nil, err
 	}
-	entries = append(entries, files...)
 	entries = append(entries, tree.File(strings.TrimPrefix(config.Path, "/"), 0o644, tree.Bytes(conf)))
 	return tree.Normalize(entries)
 }
 
+// initrdBase is what the initrd holds besides modules and configuration: the whole
+// root, where the initrd is it, else no more than the agent needs to go there.
+func (w *work) initrdBase(ctx context.Context) ([]tree.Entry, *rootfs.Inventory, error) {
+	// The kernel opens /dev/console, and a Go program without one /dev/null,
+	// before the agent mounts anything.
+	entries := []tree.Entry{tree.CharDev("dev/console", 0o600, 5, 1), tree.CharDev("dev/null", 0o666, 1, 3)}
+	if !w.Profile.Verity() {
+		t, err := w.rootTree(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		return append(entries, t.Entries...), &t.Inventory, nil
+	}
+	for _, d := range []string{"proc", "sys", "run", "tmp"} {
+		entries = append(entries, tree.Dir(d, 0o755))
+	}
+	entries = append(entries, tree.File(guestInit, 0o755, w.blob(w.Guest.Agent)))
+	if w.Profile.Agent.Shell { // for a root that cannot be reached
+		entries = append(entries, tree.File(guestShell, 0o755, w.blob(w.Guest.Shell)))
+	}
+	return entries, nil, nil
+}
+
 // agentConfig is what the guest is told; modules are added by the caller.
-func (s *Spec) agentConfig() (*config.Config, error) {
+func (s *Spec) agentConfig(root *Root) (*config.Config, error) {
 	p := s.Profile
 	c := &config.Config{
 		Schema:  config.Schema,
-		Cmdline: s.cmdline(),
+		Cmdline: s.cmdline(root),
+		Overlay: p.Root.Overlay,
 		Phases:  p.Agent.Phases,
 		Debug:   p.Agent.Debug,
 		FWCfg:   p.Agent.FWCfg,
@@ -133,55 +169,30 @@ func (s *Spec) agentConfig() (*config.Config, error) {
 	return c, nil
 }
 
-// cmdline is the kernel command line: measured, and compared by the agent.
-func (s *Spec) cmdline() string { return strings.Join(s.Profile.Cmdline, " ") }
-
+// profileFiles are files, links and directories that the profile adds.
 func (w *work) profileFiles() ([]tree.Entry, error) {
 	var out []tree.Entry
 	for _, f := range w.Profile.Files {
-		r, err := w.file(fileKey(f))
-		if err != nil {
-			return nil, err
+		name := strings.TrimPrefix(f.Path, "/")
+		var e tree.Entry
+		switch {
+		case f.Link != "":
+			e = tree.Symlink(name, f.Link)
+		case f.Dir:
+			e = tree.Dir(name, f.Perm())
+		default:
+			r, err := w.file(fileKey(f))
+			if err != nil {
+				return nil, err
+			}
+			e = tree.File(name, f.Perm(), w.blob(r))
 		}
-		e := tree.File(strings.TrimPrefix(f.Path, "/"), f.Perm(), w.blob(r))
 		e.UID, e.GID = f.IDs()
 		out = append(out, e)
 	}
 	return out, nil
 }
 
-// rootPackages returns the files of root.packages. Directories that several
-// packages share appear once.
-func (w *work) rootPackages(ctx context.Context) ([]tree.Entry, error) {
-	pkgs, err := w.unpackRole(ctx, roleRoot)
-	if err != nil {
-		return nil, err
-	}
-	var out []tree.Entry
-	dirs := map[string]bool{}
-	for _, u := range pkgs {
-		for _, e := range u.Entries(w.Store, nil) {
-			if e.Type() == tree.TypeDir {
-				if dirs[e.Path] {
-					continue
-				}
-				dirs[e.Path] = true
-			}
-			out = append(out, e)
-		}
-	}
-	return out, nil
-}
-
-func appendDir(entries []tree.Entry, name string) []tree.Entry {
-	for _, e := range entries {
-		if e.Path == name {
-			return entries
-		}
-	}
-	return append(entries, tree.Dir(name, 0o755))
-}
-
 func (w *work) blob(r cas.Ref) tree.Blob {
-	return tree.Blob{Size: r.Size, Open: func() (io.ReadCloser, error) { return w.Store.Open(r) }}
+	return tree.Blob{Size: r.Size, Digest: r.Digest, Open: func() (io.ReadCloser, error) { return w.Store.Open(r) }}
 }

@@ -27,7 +27,7 @@ type moduleTree struct {
 	Archive  *cas.Ref         `json:"archive,omitempty"` // newc
 }
 
-// runKernel makes vmlinuz, release and modules.
+// runKernel makes vmlinuz, release, modules and, where the package has it, config.
 func runKernel(ctx context.Context, w *work) error {
 	if w.Profile.Kernel.File != "" {
 		return w.localKernel()
@@ -49,6 +49,11 @@ func runKernel(ctx context.Context, w *work) error {
 func (w *work) packagedKernel(ctx context.Context, u *source.Unpacked, release string) error {
 	if err := w.extract(ctx, "vmlinuz", u, "boot/vmlinuz-"+release); err != nil {
 		return err
+	}
+	if _, ok := u.Member("boot/config-" + release); ok {
+		if err := w.extract(ctx, "config", u, "boot/config-"+release); err != nil {
+			return err
+		}
 	}
 	dir, err := moduleDir(u, release)
 	if err != nil {

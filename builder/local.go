@@ -52,6 +52,7 @@ func locals(p *profiles.Profile) []local {
 	add(putFile, "secure_boot.pk", p.SecureBoot.PK)
 	add(putFile, "secure_boot.kek[]", p.SecureBoot.KEK...)
 	add(putFile, "secure_boot.db[]", p.SecureBoot.DB...)
+	add(putFile, "root.verity_cert", p.Root.VerityCert)
 	add(putPublicKey, "pcr_policy.key", p.PCRPolicy.Key)
 	for _, f := range p.Files {
 		add(putFile, fileKey(f), f.Source)
@@ -74,7 +75,7 @@ func Import(ctx context.Context, st *cas.Store, p *profiles.Profile) ([]source.F
 		out = append(out, source.File{Path: l.key, Size: r.Size, SHA256: r.Digest})
 	}
 	for _, f := range p.Files {
-		if f.Source != "" {
+		if f.Source != "" || !f.HasContent() {
 			continue
 		}
 		r, err := st.Put([]byte(f.Text))

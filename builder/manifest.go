@@ -25,6 +25,7 @@ type Manifest struct {
 	Epoch     int64           `json:"epoch"` // seconds since 1970
 	Cmdline   string          `json:"cmdline"`
 	Machine   Machine         `json:"machine"`
+	Root      *Root           `json:"root,omitempty"` // nil: the initrd is the root
 	Artefacts []Artefact      `json:"artefacts"`
 	Guest     Guest           `json:"guest"`
 	Profile   json.RawMessage `json:"profile"` // resolved
@@ -57,12 +58,15 @@ const (
 	InitrdName       = "initrd"
 	KernelName       = "vmlinuz"
 	CmdlineName      = "cmdline"
+	RootHashName     = "roothash"
 	FirmwareName     = "firmware.fd"
 	VarsName         = "firmware.vars.fd"
 	GenericName      = "firmware.generic.fd"
 	GenericVarsName  = "firmware.generic.vars.fd"
 	MeasurementsName = "measurements.json"
 	EventLogName     = "eventlog.json"
+	SPDXName         = "sbom.spdx.json"
+	CycloneDXName    = "sbom.cdx.json"
 )
 
 // artefacts maps outputs of steps to the names that users see. What is optional
@@ -76,27 +80,34 @@ var artefacts = []struct {
 	{InitrdName, "initrd", "initrd", false},
 	{KernelName, "kernel", "vmlinuz", false},
 	{CmdlineName, "uki", "cmdline", false},
+	{RootHashName, "verity", "roothash", true},
 	{FirmwareName, "firmware", "code", false},
 	{VarsName, "firmware", "vars", true},
 	{GenericName, "firmware", "generic.code", true},
 	{GenericVarsName, "firmware", "generic.vars", true},
 	{MeasurementsName, "measure", "measurements.json", false},
 	{EventLogName, "measure", "eventlog.json", true},
+	{SPDXName, "verity", "sbom.spdx.json", true},
+	{CycloneDXName, "verity", "sbom.cdx.json", true},
+	{SPDXName, "initrd", "sbom.spdx.json", true}, // where the initrd is the root
+	{CycloneDXName, "initrd", "sbom.cdx.json", true},
 }
 
 // manifestSchema is the number of the manifest's format.
 const manifestSchema = 1
 
-// NewManifest describes the result of a run.
-func NewManifest(s *Spec, results map[string]Outputs) *Manifest {
+// NewManifest describes the result of a run. root is nil where the initrd is the
+// root.
+func NewManifest(s *Spec, results map[string]Outputs, root *Root) *Manifest {
 	m := &Manifest{
 		Schema:   manifestSchema,
 		Name:     s.Profile.Name,
 		Platform: s.Profile.Platform,
 		Arch:     s.Profile.Arch,
 		Epoch:    s.Profile.Epoch,
-		Cmdline:  s.cmdline(),
+		Cmdline:  s.cmdline(root),
 		Machine:  shape(s.Profile.Machine),
+		Root:     root,
 		Guest:    s.Guest,
 		Profile:  s.Profile.Canonical(),
 		Lock:     s.Lock,
@@ -117,6 +128,16 @@ func (m *Manifest) Has(name string) bool {
 
 func shape(m profiles.Machine) Machine {
 	return Machine{Type: m.Type, CPU: m.CPU, VCPUs: m.VCPUs, Memory: m.Memory, Path: m.Path}
+}
+
+// Artefact returns the artefact of that name, an empty one if there is none.
+func (m *Manifest) Artefact(name string) Artefact {
+	for _, a := range m.Artefacts {
+		if a.Name == name {
+			return a
+		}
+	}
+	return Artefact{}
 }
 
 // Marshal writes the manifest; equal manifests give equal bytes.
@@ -169,6 +190,11 @@ func (m *Manifest) check() error {
 		return errors.New("no lock")
 	case len(m.Machine.VCPUs) == 0:
 		return errors.New("machine: no number of vCPUs")
+	}
+	if m.Root != nil {
+		if err := m.Root.check(m.Cmdline); err != nil {
+			return err
+		}
 	}
 	for _, a := range m.Artefacts {
 		if a.Name != filepath.Base(a.Name) || a.Size < 0 {

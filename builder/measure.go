@@ -44,14 +44,19 @@ func (w *work) artefact(name string) (*io.SectionReader, error) {
 		if a.name != name {
 			continue
 		}
-		f, size, err := w.open(a.step, a.output)
-		if err != nil {
-			return nil, err
-		}
-		w.opened = append(w.opened, f)
-		return io.NewSectionReader(f, 0, size), nil
+		return w.section(a.step, a.output)
 	}
 	return nil, fmt.Errorf("no artefact %s", name)
+}
+
+// section opens an output of a step that this one needs; closeOpened closes it.
+func (w *work) section(step, output string) (*io.SectionReader, error) {
+	f, size, err := w.open(step, output)
+	if err != nil {
+		return nil, err
+	}
+	w.opened = append(w.opened, f)
+	return io.NewSectionReader(f, 0, size), nil
 }
 
 func (w *work) closeOpened() {

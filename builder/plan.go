@@ -34,7 +34,8 @@ type step struct {
 	does    string // for people: what plan and progress print
 	version int    // goes up when equal inputs give other bytes than before
 	needs   []string
-	inputs  func(*Spec) any // what decides the output besides the needed steps
+	when    func(*Spec) bool // nil: always
+	inputs  func(*Spec) any  // what decides the output besides the needed steps
 	run     func(context.Context, *work) error
 }
 
@@ -59,6 +60,9 @@ func NewPlan(s *Spec) (*Plan, error) {
 	keys := map[string]cas.Digest{}
 	for i := range pipeline {
 		st := &pipeline[i]
+		if st.when != nil && !st.when(s) {
+			continue
+		}
 		key, err := stepKey(st, s, keys)
 		if err != nil {
 			return nil, fmt.Errorf("builder: step %s: %w", st.name, err)
@@ -77,17 +81,31 @@ func stepKey(st *step, s *Spec, keys map[string]cas.Digest) (cas.Digest, error) 
 		Needs   []cas.Digest
 	}{st.name, st.version, st.inputs(s), nil}
 	for _, n := range st.needs {
-		k, ok := keys[n]
-		if !ok {
+		if k, ok := keys[n]; ok {
+			doc.Needs = append(doc.Needs, k)
+		} else if !pipelineHas(n, st.name) {
 			return cas.Digest{}, fmt.Errorf("needs %s, which does not come before it", n)
 		}
-		doc.Needs = append(doc.Needs, k)
 	}
 	b, err := json.Marshal(doc) // maps are sorted: equal inputs, equal bytes
 	if err != nil {
 		return cas.Digest{}, err
 	}
 	return cas.Sum(b), nil
+}
+
+// pipelineHas tells whether a step comes before another, though the plan may do
+// without it.
+func pipelineHas(name, before string) bool {
+	for i := range pipeline {
+		switch pipeline[i].name {
+		case before:
+			return false
+		case name:
+			return true
+		}
+	}
+	return false
 }
 
 // Cached reports, for each step, whether the store has its result.

@@ -19,7 +19,7 @@ import (
 var movedBy = map[string]string{
 	"schema": "", "extends": "", "arch": "",
 	"platform": "measure",
-	"seed":     "disk measure",
+	"seed":     "initrd uki disk measure",
 	"epoch":    "firmware initrd uki disk measure",
 	"cmdline":  "initrd uki disk measure",
 
@@ -42,10 +42,17 @@ var movedBy = map[string]string{
 
 	"initrd.compression": "initrd uki disk measure",
 	"initrd.level":       "initrd uki disk measure",
-	"root.kind":          "", // there is only one yet
-	"root.packages":      "",
+	"root.kind":          "", // neither is verity: see movedByVerity
+	"root.packages":      "", "root.bare": "",
+	"root.exclude": "initrd uki disk measure", "root.alternatives": "initrd uki disk measure",
+	"root.overlay": "", "root.on_corruption": "", "root.hash": "", "root.verity_key": "", "root.verity_cert": "",
+	"users.name": "initrd uki disk measure", "users.uid": "initrd uki disk measure", "users.group": "initrd uki disk measure",
+	"users.comment": "initrd uki disk measure", "users.home": "initrd uki disk measure", "users.shell": "initrd uki disk measure",
+	"users.groups": "initrd uki disk measure",
+	"groups.name":  "initrd uki disk measure", "groups.gid": "initrd uki disk measure",
 
 	"files.path": "initrd uki disk measure", "files.mode": "initrd uki disk measure", "files.owner": "initrd uki disk measure",
+	"files.link": "initrd uki disk measure", "files.dir": "initrd uki disk measure",
 	"files.source": "", "files.text": "",
 	"services.name": "initrd uki disk measure", "services.exec": "initrd uki disk measure", "services.env": "initrd uki disk measure",
 	"agent.phases": "initrd uki disk measure", "agent.fw_cfg": "initrd uki disk measure",
@@ -58,7 +65,25 @@ var movedBy = map[string]string{
 	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure", "machine.path": "measure",
 	"outputs.kinds": "",
 
-	"Name": "measure", "Origin": "", "Dir": "", "Stock": "",
+	"Name": "initrd uki disk measure", "Origin": "", "Dir": "", "Stock": "",
+}
+
+// movedByVerity says what moves otherwise where the root is on the disk.
+var movedByVerity = map[string]string{
+	"seed":  "rootfs verity initrd uki disk measure",
+	"epoch": "firmware rootfs verity initrd uki disk measure",
+	"Name":  "verity initrd uki disk measure",
+
+	"root.kind":    "initrd uki disk measure", // to an initrd: the steps of the root are gone
+	"root.exclude": "rootfs verity initrd uki disk measure", "root.alternatives": "rootfs verity initrd uki disk measure",
+	"root.overlay": "initrd uki disk measure", "root.on_corruption": "verity initrd uki disk measure", "root.hash": "verity initrd uki disk measure",
+	"users.name": "rootfs verity initrd uki disk measure", "users.uid": "rootfs verity initrd uki disk measure", "users.group": "rootfs verity initrd uki disk measure",
+	"users.comment": "rootfs verity initrd uki disk measure", "users.home": "rootfs verity initrd uki disk measure", "users.shell": "rootfs verity initrd uki disk measure",
+	"users.groups": "rootfs verity initrd uki disk measure",
+	"groups.name":  "rootfs verity initrd uki disk measure", "groups.gid": "rootfs verity initrd uki disk measure",
+	"files.path": "rootfs verity initrd uki disk measure", "files.mode": "rootfs verity initrd uki disk measure", "files.owner": "rootfs verity initrd uki disk measure",
+	"files.link": "rootfs verity initrd uki disk measure", "files.dir": "rootfs verity initrd uki disk measure",
+	"agent.shell": "rootfs verity initrd uki disk measure",
 }
 
 // movedOn says what moves on a platform and not on others.
@@ -81,6 +106,9 @@ func everything() *Spec {
 	p := &profiles.Profile{
 		Sources:  map[string]profiles.Source{"debian": {Components: []string{"main"}, Mirror: []string{"a"}}},
 		Files:    []profiles.File{{}},
+		Root:     profiles.Root{Alternatives: map[string]string{}},
+		Users:    []profiles.User{{}},
+		Groups:   []profiles.Group{{}},
 		Services: []profiles.Service{{Env: map[string]string{}}},
 	}
 	n := 0
@@ -94,7 +122,7 @@ func everything() *Spec {
 	}
 	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
 	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir",
-		"pcr_policy.key", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
+		"pcr_policy.key", "root.verity_cert", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
 		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
 	}
 	return &Spec{Profile: p, Lock: lock, Guest: Guest{cas.Ref{Size: 1}, cas.Ref{Size: 2}}, Records: []byte("{}")}
@@ -151,6 +179,51 @@ func change(v reflect.Value, n int) {
 	}
 }
 
+// onVerity is everything with its root on the disk.
+func onVerity() *Spec {
+	s := everything()
+	s.Profile.Root.Kind = profiles.RootVerity
+	return s
+}
+
+// A change of the command line, or of a service, leaves the root as it is.
+func TestKeysOfAVerityRoot(t *testing.T) {
+	leaves(reflect.ValueOf(everything().Profile).Elem(), "", func(key string, _ reflect.Value) {
+		s := onVerity()
+		leaves(reflect.ValueOf(s.Profile).Elem(), "", func(k string, v reflect.Value) {
+			if k == key {
+				change(v, 1000)
+			}
+		})
+		want, ok := movedByVerity[key]
+		if !ok {
+			want = movedBy[key]
+		}
+		if got := moved(t, onVerity(), s); got != want {
+			t.Errorf("%s: moves %q, want %q", key, got, want)
+		}
+	})
+	for _, c := range []struct {
+		name string
+		edit func(*Spec)
+		want string
+	}{
+		{"root package", pkg("root"), "rootfs verity initrd uki disk measure"},
+		{"files", file("files /a"), "rootfs verity initrd uki disk measure"},
+		{"agent", func(s *Spec) { s.Guest.Agent.Size++ }, "rootfs verity initrd uki disk measure"},
+		{"shell", func(s *Spec) { s.Guest.Shell.Size++ }, "rootfs verity initrd uki disk measure"},
+		{"kernel package", pkg("kernel"), "kernel initrd uki disk measure"},
+		{"pcr_policy.key", file("pcr_policy.key"), "initrd uki disk measure"},
+		{"root.verity_cert", file("root.verity_cert"), "disk measure"},
+	} {
+		s := onVerity()
+		c.edit(s)
+		if got := moved(t, onVerity(), s); got != c.want {
+			t.Errorf("%s: moves %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 // moved lists the steps whose keys differ.
 func moved(t *testing.T, a, b *Spec) string {
 	t.Helper()
@@ -162,10 +235,14 @@ func moved(t *testing.T, a, b *Spec) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	keys := map[string]cas.Digest{}
+	for _, s := range pa.Steps {
+		keys[s.Name] = s.Key
+	}
 	var names []string
-	for i := range pa.Steps {
-		if pa.Steps[i].Key != pb.Steps[i].Key {
-			names = append(names, pa.Steps[i].Name)
+	for _, s := range pb.Steps {
+		if s.Key != keys[s.Name] {
+			names = append(names, s.Name)
 		}
 	}
 	return strings.Join(names, " ")
@@ -239,8 +316,8 @@ func TestKeysFollowThePlatform(t *testing.T) {
 	}
 }
 
-// What stood in a key before there were other platforms still does: a store that
-// was filled then serves on.
+// What stands in a key goes on to: a store that was filled serves on until a step
+// makes other bytes and says so by its version.
 func TestKeysOfOldStores(t *testing.T) {
 	p := &profiles.Profile{Name: "old", Platform: profiles.PlatformVTPM, Machine: profiles.Machine{Type: "q35", CPU: "max", VCPUs: []int{1}, Memory: 1024}}
 	plan, err := NewPlan(&Spec{Profile: p, Lock: &source.Lock{}})
@@ -248,13 +325,13 @@ func TestKeysOfOldStores(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"kernel":   "982561179223",
+		"kernel":   "a108a8b175fa",
 		"stub":     "9456524500a8",
 		"firmware": "1427c07815d9",
-		"initrd":   "fe9a66d8cf5b",
-		"uki":      "1c44ac8114b5",
-		"disk":     "3d241a5713ae",
-		"measure":  "059da0c91224",
+		"initrd":   "751cc6e25d0d",
+		"uki":      "672f1dfd7888",
+		"disk":     "0426ffde32e6",
+		"measure":  "1be1bf71b50c",
 	}
 	for _, s := range plan.Steps {
 		if got := s.Key.Short(); got != want[s.Name] {

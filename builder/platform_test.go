@@ -42,7 +42,7 @@ func (s *site) mustBuild(p *profiles.Profile) (*Manifest, map[string]Outputs, *m
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return NewManifest(s.spec(p), results), results, m
+	return NewManifest(s.spec(p), results, nil), results, m
 }
 
 func names(m *Manifest) (out []string) {
@@ -57,7 +57,7 @@ func names(m *Manifest) (out []string) {
 func TestSNP(t *testing.T) {
 	s := newSite(t)
 	m, results, doc := s.mustBuild(s.guest(synthetic.SNPProfile))
-	want := []string{"image.raw", "image.efi", "initrd", "vmlinuz", "cmdline", "firmware.fd", "firmware.generic.fd", "firmware.generic.vars.fd", "measurements.json"}
+	want := []string{"image.raw", "image.efi", "initrd", "vmlinuz", "cmdline", "firmware.fd", "firmware.generic.fd", "firmware.generic.vars.fd", "measurements.json", "sbom.spdx.json", "sbom.cdx.json"}
 	if got := names(m); !slices.Equal(got, want) {
 		t.Errorf("artefacts %q, want %q", got, want)
 	}
@@ -162,7 +162,7 @@ func TestTDX(t *testing.T) {
 	owner := strings.Repeat("0d", 48)
 	p := s.guest(synthetic.TDXProfile, "tdx.attributes=0x10000000", "tdx.mr_owner="+owner)
 	m, results, doc := s.mustBuild(p)
-	want := []string{"image.raw", "image.efi", "initrd", "vmlinuz", "cmdline", "firmware.fd", "firmware.generic.fd", "firmware.generic.vars.fd", "measurements.json", "eventlog.json"}
+	want := []string{"image.raw", "image.efi", "initrd", "vmlinuz", "cmdline", "firmware.fd", "firmware.generic.fd", "firmware.generic.vars.fd", "measurements.json", "eventlog.json", "sbom.spdx.json", "sbom.cdx.json"}
 	if got := names(m); !slices.Equal(got, want) {
 		t.Errorf("artefacts %q, want %q", got, want)
 	}
@@ -282,7 +282,7 @@ suite = "bookworm"
 			t.Errorf("%s comes from %q, want %q", w.Role, w.Suite, want)
 		}
 	}
-	if len(r.Wants) != 4 {
+	if len(r.Wants) != 6 { // two of them for the root
 		t.Errorf("wants %v", r.Wants)
 	}
 }

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"slices"
 	"time"
 
 	"github.com/plinth-os/plinth/builder/source"
@@ -40,6 +41,11 @@ func Request(p *profiles.Profile, files []source.File, now time.Time) source.Req
 	want(roleGeneric, p.Firmware.Generic.Package, p.Firmware.Generic.Suite, false)
 	for _, pkg := range p.Root.Packages {
 		want(roleRoot, pkg, "", true)
+	}
+	for _, pkg := range p.Root.Bare {
+		if !slices.Contains(p.Root.Packages, pkg) {
+			want(roleRoot, pkg, "", false)
+		}
 	}
 	return r
 }

@@ -44,7 +44,11 @@ func Build(ctx context.Context, s *Spec, o Options) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewManifest(s, results), nil
+	root, err := readRoot(o.Store, results)
+	if err != nil {
+		return nil, err
+	}
+	return NewManifest(s, results, root), nil
 }
 
 // Run makes everything in the plan that the store does not hold yet and
@@ -104,8 +108,12 @@ type pending struct {
 
 func awaitNeeds(ctx context.Context, s *step, results map[string]*pending) error {
 	for _, n := range s.needs {
+		r, ok := results[n]
+		if !ok {
+			continue // the profile does without that step
+		}
 		select {
-		case <-results[n].done:
+		case <-r.done:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -163,16 +171,17 @@ type work struct {
 	name    string
 	results map[string]*pending
 	out     Outputs
-	opened  []*os.File // by artefact
+	opened  []*os.File // by section
 }
 
 // ref returns an output of a step that this one needs.
 func (w *work) ref(step, name string) (cas.Ref, error) {
-	r, ok := w.results[step].out[name]
-	if !ok {
-		return cas.Ref{}, fmt.Errorf("step %s made no %s", step, name)
+	if s := w.results[step]; s != nil {
+		if r, ok := s.out[name]; ok {
+			return r, nil
+		}
 	}
-	return r, nil
+	return cas.Ref{}, fmt.Errorf("step %s made no %s", step, name)
 }
 
 // open opens an output of a step that this one needs.

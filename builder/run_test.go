@@ -46,7 +46,9 @@ func (s *states) note(e Event) {
 func (s *states) String() string {
 	var all []string
 	for _, st := range pipeline {
-		all = append(all, st.name+" "+s.last[st.name])
+		if s.last[st.name] != "" {
+			all = append(all, st.name+" "+s.last[st.name])
+		}
 	}
 	return strings.Join(all, ", ")
 }
@@ -232,12 +234,15 @@ env  = { A = "b" }
 		t.Errorf("cmdline %q", got)
 	}
 	for path, want := range map[string]string{
-		"init": "agent", "etc/motd": "hello\n", "etc/issue": "synthetic\n", "etc/hello": "hello\n",
+		"usr/lib/plinth/agent": "agent", "etc/motd": "hello\n", "etc/issue": "synthetic\n", "etc/hello": "hello\n",
 		"usr/lib/plinth/modules/leaf.ko": string(synthetic.Module("depends=root,built-in")),
 	} {
 		if got := string(i.content(t, path)); got != want {
 			t.Errorf("%s: %q, want %q", path, got, want)
 		}
+	}
+	if e := i.files["init"]; e.Target != "/usr/lib/plinth/agent" {
+		t.Errorf("init: %+v", e)
 	}
 	if e := i.files["etc/hello"]; e.Mode != tree.TypeFile|0o640 || e.UID != 1 || e.GID != 2 {
 		t.Errorf("etc/hello: %+v", e)
@@ -297,14 +302,16 @@ func TestImageOfFiles(t *testing.T) {
 func TestKernelWithoutModules(t *testing.T) {
 	s := newSite(t)
 	s.write("bzImage", synthetic.Kernel("6.1.0-own"))
-	p := s.profile("", "kernel.modules=[]")
-	p.Kernel.Package, p.Kernel.File = "", s.dir+"/bzImage"
-	results, err := s.run(p, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c := s.image(results).config; len(c.Modules) != 0 {
-		t.Errorf("%+v", c)
+	for _, kind := range []string{"initrd", "verity"} {
+		p := s.profile("", "kernel.modules=[]", "root.kind="+kind)
+		p.Kernel.Package, p.Kernel.File = "", s.dir+"/bzImage"
+		results, err := s.run(p, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := s.image(results).config; len(c.Modules) != 0 {
+			t.Errorf("%s: %+v", kind, c)
+		}
 	}
 }
 

@@ -1,15 +1,18 @@
 package builder
 
 import (
+	"fmt"
+
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/profiles"
 )
 
-// The pipeline, top to bottom: packages -> parts -> initrd -> UKI -> disk ->
-// what will be measured. A step may need only steps above it.
+// The pipeline, top to bottom: packages -> parts -> root -> initrd -> UKI ->
+// disk -> what will be measured. A step may need only steps above it, and needs
+// none that the profile does without.
 var pipeline = []step{
 	{
-		name: "kernel", version: 1,
+		name: "kernel", version: 2,
 		does:   "take the kernel and its modules out of their package",
 		inputs: func(s *Spec) any { return s.origin(roleKernel, "kernel.file", "kernel.modules_dir") },
 		run:    runKernel,
@@ -27,20 +30,31 @@ var pipeline = []step{
 		run:    runFirmware,
 	},
 	{
-		name: "initrd", version: 1, needs: []string{"kernel"},
-		does: "pack the agent, its configuration, modules and files",
+		name: "rootfs", version: 1, when: verityRoot,
+		does: "make the root file system of packages, files and the agent",
 		inputs: func(s *Spec) any {
 			p := s.Profile
-			in := []any{s.Guest, s.origin(roleRoot, "files", "pcr_policy.key"), p.Kernel.Modules, placement(p.Files), p.Services, p.Agent, p.Initrd, p.Cmdline, p.Epoch}
-			if p.Combined() { // the agent runs without a TPM
-				in = append(in, "tpm optional")
-			}
-			return in
+			return []any{s.rootInputs(), p.Seed, p.Epoch}
 		},
-		run: runInitrd,
+		run: runRootFS,
 	},
 	{
-		name: "uki", version: 1, needs: []string{"kernel", "stub", "initrd"},
+		name: "verity", version: 1, needs: []string{"rootfs"}, when: verityRoot,
+		does: "hash the root file system; list what is in it",
+		inputs: func(s *Spec) any {
+			p := s.Profile
+			return []any{p.Name, p.Seed, p.Epoch, p.Root.Hash, p.Root.OnCorruption}
+		},
+		run: runVerity,
+	},
+	{
+		name: "initrd", version: 2, needs: []string{"kernel", "verity"},
+		does:   "pack the agent, its configuration, modules and what else the root does not hold",
+		inputs: initrdInputs,
+		run:    runInitrd,
+	},
+	{
+		name: "uki", version: 1, needs: []string{"kernel", "stub", "verity", "initrd"},
 		does: "join stub, command line, initrd and kernel; sign",
 		inputs: func(s *Spec) any {
 			p := s.Profile
@@ -50,10 +64,16 @@ var pipeline = []step{
 		run: runUKI,
 	},
 	{
-		name: "disk", version: 1, needs: []string{"uki"},
-		does:   "lay out the ESP on a GPT disk",
-		inputs: func(s *Spec) any { return []any{s.Profile.Seed, s.Profile.Epoch} },
-		run:    runDisk,
+		name: "disk", version: 1, needs: []string{"rootfs", "verity", "uki"},
+		does: "lay out ESP and root on a GPT disk",
+		inputs: func(s *Spec) any {
+			in := []any{s.Profile.Seed, s.Profile.Epoch}
+			if s.signedRoot() { // the private key stands in it by its certificate
+				in = append(in, s.origin("", "root.verity_cert"))
+			}
+			return in
+		},
+		run: runDisk,
 	},
 	{
 		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk"},
@@ -89,6 +109,40 @@ func firmwareInputs(s *Spec) any {
 	return in
 }
 
+// verityRoot tells whether the steps for a root on the disk are wanted.
+func verityRoot(s *Spec) bool { return s.Profile.Verity() }
+
+func initrdInputs(s *Spec) any {
+	p := s.Profile
+	in := []any{s.Guest, s.origin("", "pcr_policy.key"), p.Kernel.Modules, p.Services, p.Agent, p.Initrd, p.Cmdline, p.Epoch}
+	if verityRoot(s) {
+		in = append(in, p.Root.Overlay, p.Root.Hash)
+	} else {
+		in = append(in, s.rootInputs(), p.Name, p.Seed)
+	}
+	if p.Combined() { // the agent runs without a TPM
+		in = append(in, "tpm optional")
+	}
+	return in
+}
+
+// signedRoot tells whether the disk has a signature of the root hash.
+func (s *Spec) signedRoot() bool { return s.Profile.Verity() && s.Profile.Root.VerityCert != "" }
+
+// rootInputs decide what is in the root, wherever it is.
+func (s *Spec) rootInputs() any {
+	p := s.Profile
+	return []any{s.Guest.Agent, s.shell(), s.origin(roleRoot, "files"), placement(p.Files), p.Root.Exclude, p.Root.Alternatives, p.Users, p.Groups}
+}
+
+// shell is the digest of the shell, for a profile that has one.
+func (s *Spec) shell() (r cas.Ref) {
+	if s.Profile.Agent.Shell {
+		r = s.Guest.Shell
+	}
+	return r
+}
+
 // origin is what decides a part: the locked packages of a role and the locked
 // local files whose key is one of keys or begins with one.
 func (s *Spec) origin(role string, keys ...string) any {
@@ -119,7 +173,7 @@ func hasKeyPrefix(path, key string) bool {
 func placement(files []profiles.File) any {
 	var out []string
 	for _, f := range files {
-		out = append(out, f.Path+" "+f.Mode+" "+f.Owner)
+		out = append(out, fmt.Sprintf("%s %o %s %t %s", f.Path, f.Perm(), f.Owner, f.Dir, f.Link))
 	}
 	return out
 }

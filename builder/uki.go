@@ -22,12 +22,17 @@ func runUKI(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	sections, done, err := w.ukiSections()
+	root, err := w.root()
+	if err != nil {
+		return err
+	}
+	cmdline := []byte(w.cmdline(root))
+	sections, done, err := w.ukiSections(cmdline)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if err := w.put("cmdline", []byte(w.cmdline())); err != nil {
+	if err := w.put("cmdline", cmdline); err != nil {
 		return err
 	}
 	err = w.write(ctx, "image.efi", func(cw *cas.Writer) error { return uki.Write(cw, stub, sections) })
@@ -37,7 +42,7 @@ func runUKI(ctx context.Context, w *work) error {
 	return w.sign(ctx)
 }
 
-func (w *work) ukiSections() (sections []uki.Section, done func(), err error) {
+func (w *work) ukiSections(cmdline []byte) (sections []uki.Section, done func(), err error) {
 	var files []*os.File
 	done = func() {
 		for _, f := range files {
@@ -59,7 +64,7 @@ func (w *work) ukiSections() (sections []uki.Section, done func(), err error) {
 		err = addFile(".linux", "kernel", "vmlinuz")
 	}
 	if err == nil {
-		addBytes(".cmdline", []byte(w.cmdline()))
+		addBytes(".cmdline", cmdline)
 		addBytes(".uname", release)
 		err = addFile(".initrd", "initrd", "initrd")
 	}
@@ -77,7 +82,7 @@ func (w *work) ukiSections() (sections []uki.Section, done func(), err error) {
 
 // sign replaces the output image.efi by its signed form.
 func (w *work) sign(ctx context.Context) error {
-	signer, err := w.signer()
+	signer, err := w.signer(w.Profile.SecureBoot.Key, "secure_boot.cert")
 	if err != nil {
 		return err
 	}
@@ -90,12 +95,13 @@ func (w *work) sign(ctx context.Context) error {
 	return w.write(ctx, "image.efi", func(cw *cas.Writer) error { return uki.Sign(cw, f, unsigned.Size, signer) })
 }
 
-func (w *work) signer() (*uki.Signer, error) {
-	key, err := os.ReadFile(w.Profile.SecureBoot.Key)
+// signer reads a private key, and its certificate from where the lock says.
+func (w *work) signer(path, certKey string) (*uki.Signer, error) {
+	key, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	r, err := w.file("secure_boot.cert")
+	r, err := w.file(certKey)
 	if err != nil {
 		return nil, err
 	}

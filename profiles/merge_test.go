@@ -48,10 +48,10 @@ func TestMerge(t *testing.T) {
 		{"package without kernel file", "[kernel]\nfile = 'k'\nmodules_dir = 'm'", "kernel.package = 'linux'\nkernel.modules = []", "kernel", `{"package":"linux"}`},
 		{"half of the firmware", "", "firmware.vars_file = 'v'", "firmware", `{"code":"usr/share/OVMF/OVMF_CODE_4M.fd","package":"ovmf","vars_file":"v"}`},
 		{"directory without suite", "", "sources.debian.debs = 'd'", "sources.debian", `{"debs":"d"}`},
-		{"file added", f, "[[files]]\npath = '/c'\ntext = ''", "files", `[{"mode":"0644","owner":"0:0","path":"/a","text":"a"},{"mode":"0755","owner":"0:0","path":"/b","source":"b"},{"mode":"0644","owner":"0:0","path":"/c","text":""}]`},
-		{"file changed", f, "[[files]]\npath = '/b'\ntext = 'new'", "files", `[{"mode":"0644","owner":"0:0","path":"/a","text":"a"},{"mode":"0755","owner":"0:0","path":"/b","text":"new"}]`},
+		{"file added", f, "[[files]]\npath = '/c'\ntext = ''", "files", `[{"owner":"0:0","path":"/a","text":"a"},{"mode":"0755","owner":"0:0","path":"/b","source":"b"},{"owner":"0:0","path":"/c","text":""}]`},
+		{"file changed", f, "[[files]]\npath = '/b'\ntext = 'new'", "files", `[{"owner":"0:0","path":"/a","text":"a"},{"mode":"0755","owner":"0:0","path":"/b","text":"new"}]`},
 		{"file removed", f, "files = { remove = ['/a'] }", "files", `[{"mode":"0755","owner":"0:0","path":"/b","source":"b"}]`},
-		{"file removed and added", f, "files = { remove = ['/b'], append = [{ path = '/b', text = 'x' }] }", "files", `[{"mode":"0644","owner":"0:0","path":"/a","text":"a"},{"mode":"0644","owner":"0:0","path":"/b","text":"x"}]`},
+		{"file removed and added", f, "files = { remove = ['/b'], append = [{ path = '/b', text = 'x' }] }", "files", `[{"owner":"0:0","path":"/a","text":"a"},{"owner":"0:0","path":"/b","text":"x"}]`},
 		{"files as an inline list", f, "files = [{ path = '/a', mode = '0600' }]", "files", `[{"mode":"0600","owner":"0:0","path":"/a","text":"a"},{"mode":"0755","owner":"0:0","path":"/b","source":"b"}]`},
 		{"service changed", s, "[[services]]\nname = 'x'\nexec = { append = ['2'] }\nenv.B = ''", "services", `[{"env":{"A":"1","B":""},"exec":["/x","1","2"],"name":"x"}]`},
 	} {

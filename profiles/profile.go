@@ -38,6 +38,8 @@ type Profile struct {
 	Initrd   Initrd            `toml:"initrd" doc:"How the initrd is packed."`
 	Root     Root              `toml:"root" doc:"The root file system."`
 	Files    []File            `toml:"files" doc:"Files added to the root file system, one table each; an entry of the same path in an extended profile is changed."`
+	Users    []User            `toml:"users" doc:"Accounts added to those that packages declare, one table each; an entry of the same name in an extended profile is changed."`
+	Groups   []Group           `toml:"groups" doc:"Groups added in the same way."`
 	Services []Service         `toml:"services" doc:"Programs that the agent starts and supervises, in this order; an entry of the same name in an extended profile is changed."`
 	Agent    Agent             `toml:"agent" doc:"PID 1 of the guest."`
 
@@ -119,16 +121,45 @@ type Initrd struct {
 
 // Root is the root file system.
 type Root struct {
-	Kind     string   `toml:"kind" default:"'initrd'" enum:"verity|initrd" only:"initrd" doc:"initrd: the initrd is the root. verity: EROFS with dm-verity on the disk."`
-	Packages []string `toml:"packages,unique" format:"package" doc:"Packages unpacked into the root, with all that they depend on. Their maintainer scripts do not run."`
+	Kind         string   `toml:"kind" default:"'verity'" enum:"verity|initrd" doc:"verity: an EROFS on the disk, each block of which the kernel checks against the root hash in the measured command line. initrd: the initrd is the root."`
+	Packages     []string `toml:"packages,unique" format:"package" doc:"Packages unpacked into the root, with all that they depend on. Their maintainer scripts do not run."`
+	Bare         []string `toml:"bare,unique" format:"package" doc:"Packages unpacked without the packages of other sources that they depend on: those whose files are of use alone."`
+	Exclude      []string `toml:"exclude,unique" format:"pattern" doc:"What is left out of packages, with all below it: absolute paths, in which * and ? stand for parts of a name and ** for any number of names."`
+	Overlay      bool     `toml:"overlay" default:"false" doc:"Lay a file system in memory over a verity root: it can be written to, and what was written is gone at the end."`
+	OnCorruption string   `toml:"on_corruption" default:"'panic'" enum:"panic|restart" doc:"What the kernel does at the first block of a verity root that is not the one that was built."`
+	Hash         string   `toml:"hash" default:"'sha256'" enum:"sha256|sha512" doc:"Hash algorithm of a verity root."`
+
+	VerityKey  string `toml:"verity_key" format:"file" doc:"Private key that signs the root hash of a verity root, PEM (PKCS #8), RSA. The signature is a partition of its own, for veritysetup, systemd and kernels that ask for one; the guest needs none, because its root hash is measured."`
+	VerityCert string `toml:"verity_cert" format:"file" doc:"Certificate of that key, PEM."`
+
+	Alternatives map[string]string `toml:"alternatives" format:"guest" doc:"Symbolic links between programs, as update-alternatives would make them: /usr/bin/awk = /usr/bin/mawk. What they point to must be there."`
 }
 
-// File is a file of the guest; its content comes from exactly one of Source and Text.
+// User is an account. None has a password.
+type User struct {
+	Name    string   `toml:"name,id" format:"account" doc:"Name of the user."`
+	UID     int      `toml:"uid" min:"1" max:"4294967294" doc:"Number. Absent: the next free one downwards from 999."`
+	Group   string   `toml:"group" format:"account" doc:"Primary group. Absent: one of the same name and number."`
+	Comment string   `toml:"comment" format:"comment" doc:"What /etc/passwd says of the user."`
+	Home    string   `toml:"home" format:"guest" doc:"Home directory, which is not made. Absent: /."`
+	Shell   string   `toml:"shell" format:"guest" doc:"Login shell. Absent: /usr/sbin/nologin."`
+	Groups  []string `toml:"groups,unique" format:"account" doc:"Further groups of the user."`
+}
+
+// Group is a group of users.
+type Group struct {
+	Name string `toml:"name,id" format:"account" doc:"Name of the group."`
+	GID  int    `toml:"gid" min:"1" max:"4294967294" doc:"Number. Absent: the next free one downwards from 999."`
+}
+
+// File is a file, link or directory of the guest: exactly one of Source, Text, Link and Dir is given.
 type File struct {
-	Path   string `toml:"path,id" format:"guest" doc:"Absolute path in the guest."`
-	Source string `toml:"source" format:"file" excludes:"text" doc:"File with the content."`
-	Text   string `toml:"text" doc:"The content itself."`
-	Mode   string `toml:"mode" default:"'0644'" format:"mode" doc:"Permissions, in octal digits."`
+	Path   string `toml:"path,id" format:"guest" doc:"Absolute path in the guest. A file of a package by this name gives way."`
+	Source string `toml:"source" format:"file" excludes:"text link dir" doc:"File with the content."`
+	Text   string `toml:"text" excludes:"link dir" doc:"The content itself."`
+	Link   string `toml:"link" format:"target" excludes:"dir mode" doc:"Makes it a symbolic link to this path."`
+	Dir    bool   `toml:"dir" doc:"Makes it a directory."`
+	Mode   string `toml:"mode" format:"mode" doc:"Permissions, in octal digits. Absent: 0644, for a directory 0755."`
 	Owner  string `toml:"owner" default:"'0:0'" format:"owner" doc:"Numeric user and group, UID:GID."`
 }
 
@@ -196,6 +227,12 @@ type TDX struct {
 	MROwnerConfig string `toml:"mr_owner_config" format:"hex48" doc:"MROWNERCONFIG."`
 }
 
+// Kinds of a root file system, see Root.Kind.
+const (
+	RootVerity = "verity"
+	RootInitrd = "initrd"
+)
+
 // Platforms.
 const (
 	PlatformVTPM = "vtpm"
@@ -216,6 +253,9 @@ func (m Machine) BootPath() string { return cmp.Or(m.Path, PathDisk) }
 // Combined tells whether the platform's firmware is one file, with the variables, if it has any, in it.
 func (p *Profile) Combined() bool { return p.Platform == PlatformSNP || p.Platform == PlatformTDX }
 
+// Verity tells whether the root is on the disk, and the initrd only leads to it.
+func (p *Profile) Verity() bool { return p.Root.Kind == RootVerity }
+
 // HasGeneric tells whether there is firmware for a host without the platform's hardware.
 func (p *Profile) HasGeneric() bool { return p.Firmware.Generic.Code+p.Firmware.Generic.CodeFile != "" }
 
@@ -226,9 +266,18 @@ type Outputs struct {
 
 // Perm returns the permission bits of f, set-user-id, set-group-id and sticky included.
 func (f File) Perm() uint32 {
-	m, _ := strconv.ParseUint(f.Mode, 8, 32) // the format was checked when f was read
-	return uint32(m)
+	m, err := strconv.ParseUint(f.Mode, 8, 32) // the format was checked when f was read
+	switch {
+	case err == nil:
+		return uint32(m)
+	case f.Dir:
+		return 0o755
+	}
+	return 0o644
 }
+
+// HasContent tells whether f is a file, and no link or directory.
+func (f File) HasContent() bool { return f.Link == "" && !f.Dir }
 
 // IDs returns the user and group of f.
 func (f File) IDs() (uid, gid uint32) {

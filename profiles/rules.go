@@ -11,6 +11,9 @@ import (
 // maxCmdline is the most that an x86 kernel takes: COMMAND_LINE_SIZE is 2048 with the NUL (Linux, arch/x86/include/asm/setup.h).
 const maxCmdline = 2047
 
+// verityRoom is what the argument of a verity root takes of it, at most: two digests of 64 bytes in hexadecimal, and numbers.
+const verityRoom = 447
+
 // reserved are the paths of the guest that the agent or the kernel owns: a file put there would be hidden or break the boot.
 var reserved = []string{"/init", "/etc/plinth", "/usr/lib/plinth", "/.extra", "/dev", "/proc", "/run", "/sys"}
 
@@ -19,6 +22,7 @@ var refused = []struct{ argument, reason string }{
 	{"init=", "PID 1 is the agent"},
 	{"rdinit=", "PID 1 is the agent"},
 	{"initrd=", "it would add a file of the ESP, which the host can write, to the initrd"},
+	{"plinth.verity=", "the build writes it; see root.kind"},
 	{"bootconfig", "it would take arguments from what is appended to the initrd, and the agent refuses to start then"},
 }
 
@@ -42,6 +46,7 @@ func (r *rules) judge() {
 	r.platform()
 	r.suites()
 	r.files()
+	r.root()
 	r.cmdline()
 	r.agent()
 	r.signing()
@@ -73,7 +78,7 @@ func (r *rules) sources() {
 			r.fault(spot{"sources", name}, "", "suite is missing, or debs")
 		}
 	}
-	packages := r.Kernel.Package + r.Stub.Package + r.Firmware.Package + r.Firmware.Generic.Package + strings.Join(r.Root.Packages, "")
+	packages := r.Kernel.Package + r.Stub.Package + r.Firmware.Package + r.Firmware.Generic.Package + strings.Join(r.Root.Packages, "") + strings.Join(r.Root.Bare, "")
 	if packages != "" && len(r.Sources) == 0 && r.faults.sound("sources") {
 		r.fault(spot{"sources"}, `write [sources.debian] with suite = "trixie"`, "is missing: there are packages to fetch")
 	}
@@ -179,8 +184,8 @@ func (r *rules) suites() {
 func (r *rules) files() {
 	for i, f := range r.Files {
 		table := r.tree.table["files"].list[i].table
-		if table["source"] == nil && table["text"] == nil && r.faults.sound("files[].source", "files[].text") {
-			r.fault(spot{"files", i}, "", "source is missing, or text")
+		if table["source"] == nil && table["text"] == nil && f.HasContent() && r.faults.sound("files[].source", "files[].text", "files[].link", "files[].dir") {
+			r.fault(spot{"files", i}, "", "source is missing, or text, link or dir")
 		}
 		for _, p := range reserved {
 			if f.Path == p || strings.HasPrefix(f.Path, p+"/") {
@@ -195,9 +200,34 @@ func (r *rules) files() {
 	}
 }
 
+func (r *rules) root() {
+	if r.Root.Overlay && !r.Verity() && r.faults.sound("root.kind") {
+		r.fault(spot{"root", "overlay"}, "", "is for root.kind %s: an initrd is in memory, and can be written to", quote(RootVerity))
+	}
+	if key, cert := r.Root.VerityKey, r.Root.VerityCert; key+cert != "" && r.faults.sound("root.verity_key", "root.verity_cert", "root.kind") {
+		switch {
+		case !r.Verity():
+			r.fault(spot{"root"}, "", "verity_key and verity_cert are for root.kind %s", quote(RootVerity))
+		case cert == "":
+			r.fault(spot{"root", "verity_cert"}, "", "is missing: root.verity_key signs in its name")
+		case key == "":
+			r.fault(spot{"root", "verity_key"}, "", "is missing: root.verity_cert alone signs nothing")
+		}
+	}
+	for _, link := range slices.Sorted(maps.Keys(r.Root.Alternatives)) {
+		if to := r.Root.Alternatives[link]; !path.IsAbs(to) && r.faults.sound("root.alternatives") {
+			r.fault(spot{"root", "alternatives", link}, "", "%s: want an absolute path", quote(to))
+		}
+	}
+}
+
 func (r *rules) cmdline() {
-	if n := len(strings.Join(r.Cmdline, " ")); n > maxCmdline {
-		r.fault(spot{"cmdline"}, "", "%d bytes: want at most %d", n, maxCmdline)
+	limit, beside := maxCmdline, ""
+	if r.Verity() {
+		limit, beside = maxCmdline-verityRoom, ", for the root hash comes beside it"
+	}
+	if n := len(strings.Join(r.Cmdline, " ")); n > limit && r.faults.sound("root.kind") {
+		r.fault(spot{"cmdline"}, "", "%d bytes: want at most %d%s", n, limit, beside)
 	}
 	for i, a := range r.Cmdline {
 		for _, f := range refused {

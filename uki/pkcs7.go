@@ -238,24 +238,7 @@ func marshalSignature(digest []byte, s *Signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("uki: sign: %w", err)
 	}
-	sd, err := asn1.Marshal(signedData{
-		Version:          1,
-		DigestAlgorithms: []pkix.AlgorithmIdentifier{sha256Algorithm},
-		ContentInfo:      contentInfo{oidSpcIndirectData, tagged(0, true, spc)},
-		Certificates:     tagged(0, true, s.Cert.Raw),
-		SignerInfos: []signerInfo{{
-			Version:                   1,
-			IssuerAndSerialNumber:     issuerAndSerial{asn1.RawValue{FullBytes: s.Cert.RawIssuer}, s.Cert.SerialNumber},
-			DigestAlgorithm:           sha256Algorithm,
-			AuthenticatedAttributes:   attributes,
-			DigestEncryptionAlgorithm: rsaAlgorithm,
-			EncryptedDigest:           encrypted,
-		}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	return asn1.Marshal(contentInfo{oidSignedData, tagged(0, true, sd)})
+	return s.marshal(contentInfo{oidSpcIndirectData, tagged(0, true, spc)}, attributes, encrypted)
 }
 
 // marshalSpc encodes what is signed. The file name is the constant that the

@@ -17,6 +17,17 @@ var (
 	TypeLinuxGeneric = guid("0fc63daf-8483-4772-8e79-3d69d8477de4")
 )
 
+// typeNames are what the specification calls the types.
+var typeNames = map[gpt.GUID]string{
+	TypeESP: "EFI system partition", TypeXBOOTLDR: "extended boot loader",
+	TypeRoot: "x86-64 root", TypeRootVerity: "x86-64 root verity", TypeRootSig: "x86-64 root verity signature",
+	TypeUsr: "x86-64 /usr", TypeUsrVerity: "x86-64 /usr verity", TypeUsrSig: "x86-64 /usr verity signature",
+	TypeVar: "/var", TypeLinuxGeneric: "Linux data",
+}
+
+// TypeName names a partition type, "" for one that is not above.
+func TypeName(t gpt.GUID) string { return typeNames[t] }
+
 // Attributes of a partition, from the same document and UEFI 2.10, table 5.8.
 const (
 	AttrRequired = 1 << 0

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,10 +36,11 @@ func newBoot(c *common) *cobra.Command {
 		Use:   "boot DIR|PROFILE",
 		Short: "Boot an image under QEMU with OVMF and swtpm, and compare it with its prediction",
 		Long: `Boots the image in DIR (or out/PROFILE) with a fresh software TPM. The guest
-reports its registers and its event log over a virtio-serial port.
+reports its registers, its event log and its root file system over a virtio-serial
+port.
 
 --check compares them with measurements.json, register by register and event by
-event; exit 7 names what differs. --record first boots a different image of the
+event, and the root file system with the image's; exit 7 names what differs. --record first boots a different image of the
 same profile and writes the events that only this firmware, QEMU and machine
 shape decide into NAME.platform.json, then builds again.
 
@@ -218,18 +220,39 @@ func (c *common) check(img *image, f *bootFlags, machine measure.Machine, report
 	if err != nil {
 		return err
 	}
-	if c.json {
-		err = printJSON(c.env.stdout, result)
-	} else {
-		err = c.printCheck(result)
-	}
+	root, err := img.manifest.CheckRoot(report)
 	if err != nil {
 		return err
 	}
-	if !result.OK() {
+	if c.json {
+		err = printJSON(c.env.stdout, bootCheck{result, root})
+	} else {
+		err = c.printCheck(result, root)
+	}
+	switch {
+	case err != nil:
+		return err
+	case !result.OK():
 		return mismatchError{fmt.Errorf("%s: the TPM measured something else than predicted", img.dir)}
+	case !root.OK:
+		return mismatchError{fmt.Errorf("%s: the guest has another root file system than the image", img.dir)}
 	}
 	return nil
+}
+
+// A bootCheck is what --check says with --json.
+type bootCheck struct {
+	*measure.CheckResult
+	Root *builder.RootCheck `json:"root"`
+}
+
+// printRoot adds a row for the root file system to those of the registers.
+func printRoot(w io.Writer, r *builder.RootCheck) {
+	if r.OK {
+		fmt.Fprintf(w, "root\tmatch\tpredicted\t\t%s\n", r.Got)
+		return
+	}
+	fmt.Fprintf(w, "root\t%s\tpredicted\t\t\n\t  want %s\n\t  got  %s\n", measure.Mismatch, r.Want, cmp.Or(r.Got, "none"))
 }
 
 // checkElsewhere compares what a boot under the generic firmware can tell.

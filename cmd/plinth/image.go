@@ -119,9 +119,11 @@ func (i *image) vmm(f *bootFlags) qemu.Machine {
 		VCPUs:     i.vcpus,
 		MemoryMiB: i.manifest.Machine.Memory,
 	}
-	switch i.manifest.Machine.BootPath() {
-	case profiles.PathDisk:
+	path := i.manifest.Machine.BootPath()
+	if path == profiles.PathDisk || i.manifest.Root != nil {
 		m.Disk = i.file(builder.DiskName)
+	}
+	switch path {
 	case profiles.PathUKI:
 		m.Kernel = i.file(builder.UKIName)
 	case profiles.PathKernel:

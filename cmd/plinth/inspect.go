@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/plinth-os/plinth/builder/disk"
 	"github.com/plinth-os/plinth/internal/fat"
 	"github.com/plinth-os/plinth/internal/gpt"
 	"github.com/plinth-os/plinth/measure/eventlog"
@@ -109,6 +110,8 @@ type diskView struct {
 
 type partitionView struct {
 	Type  string   `json:"type"`
+	Is    string   `json:"is,omitempty"` // what the type is called, where it is known
+	Holds string   `json:"holds,omitempty"`
 	GUID  string   `json:"guid"`
 	Name  string   `json:"name"`
 	First uint64   `json:"first_lba"`
@@ -123,16 +126,34 @@ func inspectDisk(r io.ReaderAt, size int64) (viewer, error) {
 	}
 	v := diskView{Disk: t.DiskID.String()}
 	for _, p := range t.Partitions {
-		pv := partitionView{Type: p.Type.String(), GUID: p.ID.String(), Name: p.Name, First: p.First, Last: p.Last}
+		pv := partitionView{Type: p.Type.String(), Is: disk.TypeName(p.Type), GUID: p.ID.String(), Name: p.Name, First: p.First, Last: p.Last}
 		off := int64(p.First) * int64(t.SectorSize)
 		n := int64(p.Last-p.First+1) * int64(t.SectorSize)
 		if esp, err := fat.Open(io.NewSectionReader(r, off, n), n); err == nil {
 			pv.Files = espFiles(esp)
 		}
+		pv.Holds = contentOf(io.NewSectionReader(r, off, n))
 		v.Partitions = append(v.Partitions, pv)
 	}
 	return v, nil
 }
+
+// contentOf names what a partition begins with, "" when it is nothing known.
+func contentOf(r io.ReaderAt) string {
+	if s, err := superblock(r, 0); err == nil {
+		return fmt.Sprintf("dm-verity hash tree, %s over %d blocks of %d bytes", s.Algorithm, s.DataBlocks, s.DataBlockSize)
+	}
+	var magic [4]byte
+	if n, _ := r.ReadAt(magic[:], erofsMagicAt); n == len(magic) && magic == erofsMagic {
+		return "EROFS"
+	}
+	return ""
+}
+
+// The magic number of an EROFS, little-endian: Linux, fs/erofs/erofs_fs.h.
+var erofsMagic = [4]byte{0xe2, 0xe1, 0xf5, 0xe0}
+
+const erofsMagicAt = 1024
 
 func espFiles(esp fs.FS) []string {
 	var out []string
@@ -151,7 +172,10 @@ func espFiles(esp fs.FS) []string {
 func (v diskView) text(w io.Writer) error {
 	fmt.Fprintf(w, "GPT disk %s\n", v.Disk)
 	for i, p := range v.Partitions {
-		fmt.Fprintf(w, "%d  %q  sectors %d-%d\n   type %s\n   guid %s\n", i+1, p.Name, p.First, p.Last, p.Type, p.GUID)
+		fmt.Fprintf(w, "%d  %q  sectors %d-%d\n   type %s\n   guid %s\n", i+1, p.Name, p.First, p.Last, strings.TrimSpace(p.Type+"  "+p.Is), p.GUID)
+		if p.Holds != "" {
+			fmt.Fprintf(w, "   holds %s\n", p.Holds)
+		}
 		for _, f := range p.Files {
 			fmt.Fprintf(w, "   file %s\n", f)
 		}

@@ -316,7 +316,7 @@ func (c *common) printReport(r *evidence.Report) error {
 
 // printCheck prints a line a register and phase, with the banks that share the
 // verdict, and under one that differs the events.
-func (c *common) printCheck(r *measure.CheckResult) error {
+func (c *common) printCheck(r *measure.CheckResult, root *builder.RootCheck) error {
 	t := tabwriter.NewWriter(c.env.stdout, 0, 0, 2, ' ', 0)
 	for i := 0; i < len(r.Registers); {
 		x := r.Registers[i]
@@ -336,6 +336,7 @@ func (c *common) printCheck(r *measure.CheckResult) error {
 			fmt.Fprintf(t, "\t  want %s\n\t  got  %s\n", strings.Join(x.Want, " or "), x.Got)
 		}
 	}
+	printRoot(t, root)
 	if err := t.Flush(); err != nil {
 		return err
 	}

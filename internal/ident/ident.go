@@ -25,6 +25,11 @@ func Serial32(seed, purpose string, content ...[]byte) uint32 {
 	return max(1, binary.BigEndian.Uint32(derive(seed, purpose, content)))
 }
 
+// Salt derives 32 bytes in the same way.
+func Salt(seed, purpose string, content ...[]byte) [32]byte {
+	return [32]byte(derive(seed, purpose, content))
+}
+
 // derive returns HMAC-SHA256 with the seed as key over purpose and content, each
 // behind its length (64 bits, big-endian), so that no two lists give one message.
 func derive(seed, purpose string, content [][]byte) []byte {

@@ -46,6 +46,7 @@ code    = "usr/share/OVMF/OVMF_CODE_4M.fd"
 vars    = "usr/share/OVMF/OVMF_VARS_4M.fd"
 
 [root]
+kind     = "initrd"
 packages = ["motd"]
 `
 
@@ -86,12 +87,17 @@ func Packages() map[string][]byte {
 	}
 	add("linux-image-synthetic", "6.12.99", "Source: linux\nDepends: linux-image-"+Release+" (= 6.12.99)", nil)
 	add("linux-image-"+Release, "6.12.99", "Source: linux", map[string][]byte{
-		"boot/vmlinuz-" + Release:       Kernel(Release),
-		modules + "modules.builtin":     []byte("kernel/built_in.ko\n"),
-		modules + "kernel/leaf.ko":      Module("depends=root,built-in"),
-		modules + "kernel/root.ko":      Module("depends="),
-		modules + "kernel/unwanted.ko":  Module("depends="),
-		"usr/share/doc/linux/copyright": []byte("none\n"),
+		"boot/config-" + Release:            []byte("CONFIG_BLK_DEV_DM=m\nCONFIG_DM_VERITY=m\nCONFIG_EROFS_FS=m\nCONFIG_CRYPTO_SHA256=y\n"),
+		"boot/vmlinuz-" + Release:           Kernel(Release),
+		modules + "modules.builtin":         []byte("kernel/built_in.ko\nkernel/sha256_generic.ko\nkernel/sha512_generic.ko\n"),
+		modules + "modules.builtin.modinfo": []byte("sha256_generic.alias=crypto-sha256\x00sha512_generic.alias=crypto-sha512\x00"),
+		modules + "kernel/dm-verity.ko":     Module("depends="),
+		modules + "kernel/erofs.ko":         Module("depends="),
+		modules + "kernel/overlay.ko":       Module("depends="),
+		modules + "kernel/leaf.ko":          Module("depends=root,built-in"),
+		modules + "kernel/root.ko":          Module("depends="),
+		modules + "kernel/unwanted.ko":      Module("depends="),
+		"usr/share/doc/linux/copyright":     []byte("none\n"),
 	})
 	add("systemd-boot-efi", "257.9-1", "", map[string][]byte{
 		"usr/lib/systemd/boot/efi/linuxx64.efi.stub": petest.Stub("257.9-1").Bytes(),
