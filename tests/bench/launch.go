@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
@@ -37,6 +38,8 @@ type ratio struct {
 	target       float64 // 0: none
 	least        bool    // the ratio is to be at least target, not less than it
 	once, base   func() (time.Duration, error)
+	turns        int    // 0: turns
+	tool         string // that the row is left out without
 }
 
 const turns = 9
@@ -72,7 +75,7 @@ func (b *bench) launch() error {
 
 func (r *ratio) print(t *tabwriter.Writer) error {
 	var once, base time.Duration
-	for n := range turns {
+	for n := range cmp.Or(r.turns, turns) {
 		o, err := r.once()
 		if err != nil {
 			return err

@@ -19,7 +19,10 @@ import (
 )
 
 // shared is one store for all tests: every package is fetched once.
-var shared struct{ cache, work string }
+var shared struct {
+	cache, work string
+	verity      string // what the check of verityDir's image printed, "" before
+}
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {

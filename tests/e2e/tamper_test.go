@@ -20,14 +20,15 @@ func edit(t *testing.T, path string, change func([]byte) []byte) {
 	}
 }
 
-// changeGPT flips a bit of the disk's GUID and mends the header's checksum:
-// UEFI 2.10, table 5.5.
+// changeGPT flips a bit of the disk's GUID in both copies of the table, which the
+// agent wants to agree, and mends the headers' checksums: UEFI 2.10, table 5.5.
 func changeGPT(t *testing.T, path string) {
 	edit(t, path, func(b []byte) []byte {
-		h := b[512:][:92]
-		h[56] ^= 1
-		copy(h[16:20], "\x00\x00\x00\x00")
-		binary.LittleEndian.PutUint32(h[16:], crc32.ChecksumIEEE(h))
+		for _, h := range [][]byte{b[512:][:92], b[len(b)-512:][:92]} {
+			h[56] ^= 1
+			copy(h[16:20], "\x00\x00\x00\x00")
+			binary.LittleEndian.PutUint32(h[16:], crc32.ChecksumIEEE(h))
+		}
 		return b
 	})
 }
