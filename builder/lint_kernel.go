@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
 
 	"github.com/plinth-os/plinth/profiles"
@@ -125,8 +126,10 @@ func decompressor(payload []byte) (io.Reader, error) {
 		return z, err
 	case bytes.HasPrefix(payload, []byte("\xfd7zXZ\x00")):
 		return xz.NewReader(r) // fails on kernels with the filter for x86 code, as Debian 12 has
+	case bytes.HasPrefix(payload, []byte("\x02\x21\x4c\x18")): // the older frame, which lz4 -l writes
+		return lz4.NewReader(r), nil
 	}
-	return nil, fmt.Errorf("begins with %q: want zstd, gzip or xz", payload[:4])
+	return nil, fmt.Errorf("begins with %q: want zstd, gzip, xz or lz4", payload[:4])
 }
 
 // searchTexts reports which texts occur in r. It holds a window of it.

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/initrd"
@@ -134,6 +135,14 @@ func compressed(how string, plain []byte) []byte {
 		w := gzip.NewWriter(&b)
 		w.Write(plain)
 		w.Close()
+	case "lz4":
+		w := lz4.NewWriter(&b)
+		if err := w.Apply(lz4.LegacyOption(true)); err != nil {
+			panic(err)
+		}
+		w.Write(plain)
+		w.Close()
+		binary.Write(&b, binary.LittleEndian, uint32(len(plain)))
 	}
 	return b.Bytes()
 }
@@ -342,6 +351,7 @@ func TestLint(t *testing.T) {
 		}, nil, ""},
 		{"no sandbox", lintedSNP, func(l *linted) { l.kernel = bzImageOf(packed("zstd", textInterpreter)) }, []string{"acpi-code"}, "nothing measures the tables"},
 		{"no sandbox, tdx", lintedTDX, func(l *linted) { l.kernel = bzImageOf(packed("gzip", textInterpreter)) }, []string{"acpi-code"}, "RTMR 0 shows"},
+		{"no sandbox, lz4", lintedSNP, func(l *linted) { l.kernel = bzImageOf(packed("lz4", textInterpreter)) }, []string{"acpi-code"}, "nothing measures the tables"},
 		{"no interpreter", lintedSNP, func(l *linted) { l.kernel = bzImageOf(packed("zstd", "")) }, nil, ""},
 		{"ACPI off", lintedSNP, func(l *linted) {
 			l.kernel = bzImageOf(packed("zstd", textInterpreter))
@@ -386,7 +396,7 @@ func TestLintUnchecked(t *testing.T) {
 		"not a bzImage":        {func(l *linted) { l.kernel = []byte("kernel") }, []string{"acpi-code"}, "not a bzImage"},
 		"payload out of file":  {func(l *linted) { binary.LittleEndian.PutUint32(l.kernel[0x248:], 1<<31) }, []string{"acpi-code"}, "at offset 0x80000400"},
 		"payload of no length": {func(l *linted) { binary.LittleEndian.PutUint32(l.kernel[0x24c:], 0) }, []string{"acpi-code"}, "payload of 0 bytes"},
-		"unknown compression":  {func(l *linted) { l.kernel = bzImageOf([]byte("\x02\x21\x4c\x18 lz4")) }, []string{"acpi-code"}, "want zstd, gzip or xz"},
+		"unknown compression":  {func(l *linted) { l.kernel = bzImageOf([]byte("BZh91AY&SY")) }, []string{"acpi-code"}, "want zstd, gzip, xz or lz4"},
 		"damaged payload":      {func(l *linted) { l.kernel[0x410] ^= 1; clear(l.kernel[0x420:0x430]) }, []string{"acpi-code"}, "does not unpack"},
 		"huge payload":         {func(l *linted) { binary.LittleEndian.PutUint32(l.kernel[len(l.kernel)-4:], 1<<31) }, []string{"acpi-code"}, "unpacks to 2147483648 bytes"},
 		"no initrd":            {func(l *linted) { l.missing = []string{"initrd"} }, []string{"guest-drivers"}, "has no initrd"},
@@ -468,7 +478,7 @@ func TestSearchTexts(t *testing.T) {
 	}
 }
 
-// TestKernelTexts looks into kernels of Debian 13, which have ACPI, no sandbox
+// TestKernelTexts looks into kernels of Debian, which have ACPI, no sandbox
 // and the drivers as modules.
 func TestKernelTexts(t *testing.T) {
 	kernels := filepath.SplitList(os.Getenv("PLINTH_VMLINUZ"))
@@ -496,6 +506,7 @@ func TestKernelTexts(t *testing.T) {
 func FuzzUnpackKernel(f *testing.F) {
 	f.Add(bzImageOf(compressed("zstd", []byte(textInterpreter))))
 	f.Add(bzImageOf(compressed("gzip", []byte(textSandbox))))
+	f.Add(bzImageOf(compressed("lz4", []byte(textSandbox))))
 	f.Add(bzImageOf([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46")))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := unpackKernel(b)
