@@ -114,6 +114,15 @@ func TestAccountsOfProfile(t *testing.T) {
 	}
 }
 
+// A user comes before its group by name.
+func TestGroupLater(t *testing.T) {
+	got := mustBuild(t, nil, nil, Params{Groups: []Group{{Name: "zz"}}, Users: []User{{Name: "aa", Group: "zz"}, {Name: "bb", UID: id(999), Group: "zz"}}})
+	users, groups := content(t, got, "etc/passwd"), content(t, got, "etc/group")
+	if !strings.HasSuffix(users, "\naa:x:997:998::/:/usr/sbin/nologin\nbb:x:999:998::/:/usr/sbin/nologin\n") || !strings.HasSuffix(groups, "\nzz:x:998:\n") {
+		t.Errorf("%s%s", users, groups)
+	}
+}
+
 func TestSysusersMasked(t *testing.T) {
 	pkgs := []Package{sysusers("a", "u a -\n"), sysusers("b", "u b -\n"), sysusers("c", "u c -\n"), deb("other", f("usr/lib/sysusers.d/README", "u x -\n"))}
 	files := []tree.Entry{f("etc/sysusers.d/a.conf", "u own -\n"), tree.Symlink("etc/sysusers.d/b.conf", "/dev/null")}

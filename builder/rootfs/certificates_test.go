@@ -154,7 +154,7 @@ func TestCertificatesChosen(t *testing.T) {
 	if content(t, got, certsBundle) != string(contentOf(t, certs[2])) {
 		t.Error("the bundle is not what ca-certificates.conf says")
 	}
-	if !noted(got, "lists gone.crt, which is not there") {
+	if !noted(got, "lists gone.crt, which is not there") || len(got.Notes) != 1 {
 		t.Errorf("notes %v", got.Notes)
 	}
 	got = mustBuild(t, []Package{deb("ca", certs...)}, []tree.Entry{f(certsConf, ""), f(certsBundle, "own")}, Params{})

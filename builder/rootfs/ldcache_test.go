@@ -127,7 +127,7 @@ func libraries() []tree.Entry {
 		f("etc/ld.so.conf.d/c.txt", "/srv/lib\n"),
 		f("etc/ld.so.conf.d/.hidden.conf", "/srv/lib\n"),
 		lib(dir+"/libone.so.1.2", "libone.so.1"), tree.Symlink(dir+"/libone.so.1", "libone.so.1.2"), tree.Symlink(dir+"/libone.so", "libone.so.1"),
-		lib(dir+"/libtwo.so.9", "libtwo.so.2"), lib(dir+"/libtwo.so.10", "libtwo.so.2"), tree.Symlink(dir+"/libtwo.so.2", "libtwo.so.10"),
+		lib(dir+"/libtwo.so.2.1", "libtwo.so.2"), lib(dir+"/libtwo.so.2.2", "libtwo.so.2"), lib(dir+"/libtwo.so.2.10", "libtwo.so.2"), // no link, and which is the newest?
 		lib(dir+"/libalone.so.3.0", "libalone.so.3"), // its link is missing
 		lib(dir+"/libnoname-1.so", ""),
 		lib(dir+"/ld-linux-x86-64.so.2", "ld-linux-x86-64.so.2"),
@@ -169,6 +169,9 @@ ld-linux-x86-64.so.2 0x303 /lib/x86_64-linux-gnu/ld-linux-x86-64.so.2`), "\n")
 	}
 	if e := entry(t, got.Entries, "usr/lib/x86_64-linux-gnu/libalone.so.3"); e.Target != "libalone.so.3.0" {
 		t.Errorf("no link for a library without one: %+v", e)
+	}
+	if e := entry(t, got.Entries, "usr/lib/x86_64-linux-gnu/libtwo.so.2"); e.Target != "libtwo.so.2.10" {
+		t.Errorf("the link is not to the newest: %+v", e)
 	}
 	if got := mustBuild(t, []Package{deb("p", libraries()...)}, []tree.Entry{f(linkerCacheFile, "own")}, Params{}); content(t, got, linkerCacheFile) != "own" {
 		t.Error("the profile's own cache is gone")
@@ -227,6 +230,15 @@ func TestHostLibraries(t *testing.T) {
 	dir := t.TempDir()
 	unpack(t, dir, got.Entries)
 	compareLdconfig(t, dir, []byte(content(t, got, linkerCacheFile)))
+}
+
+// Kinds of libraries by one name: downwards.
+func TestCacheOrder(t *testing.T) {
+	c := cache{[]cacheEntry{{soname: "a", path: "/1", flags: flagGlibc}, {soname: "a", path: "/2", flags: flagGlibc | flagX32}, {soname: "a", path: "/3", flags: flagGlibc | flagX8664}}}
+	lines := readCache(t, c.encode())
+	if want := []string{"a 0x803 /2", "a 0x303 /3", "a 0x3 /1"}; !slices.Equal(lines, want) {
+		t.Errorf("got %q, want %q", lines, want)
+	}
 }
 
 func TestCompareLibraries(t *testing.T) {

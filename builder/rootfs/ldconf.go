@@ -332,12 +332,12 @@ func dynamic(f *elf.File) (map[elf.DynTag]uint64, error) {
 	return nil, nil
 }
 
-// The kinds of libraries, sysdeps/generic/ldconfig.h: all are for glibc.
+// The kinds of libraries, sysdeps/generic/ldconfig.h: all are for glibc, and for
+// what an x86-64 processor runs.
 const (
-	flagGlibc   = 0x0003
-	flagX8664   = 0x0300
-	flagX32     = 0x0800
-	flagAArch64 = 0x0a00
+	flagGlibc = 0x0003
+	flagX8664 = 0x0300
+	flagX32   = 0x0800
 )
 
 func libraryFlags(f *elf.File) uint32 {
@@ -348,8 +348,6 @@ func libraryFlags(f *elf.File) uint32 {
 		return flagGlibc | flagX32
 	case f.Machine == elf.EM_386:
 		return flagGlibc
-	case f.Machine == elf.EM_AARCH64 && f.Class == elf.ELFCLASS64:
-		return flagGlibc | flagAArch64
 	}
 	return 0
 }

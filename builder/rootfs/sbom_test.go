@@ -157,6 +157,18 @@ func checkSPDX(t *testing.T, doc *spdxDocument) {
 	}
 }
 
+// The order of files does not count for the code, clause 7.9.
+func TestVerificationCode(t *testing.T) {
+	x, y := File{Package: "p", SHA1: "a9993e364706816aba3e25717850c26c9cd0d89d"}, File{Package: "p", SHA1: "da39a3ee5e6b4b0d3255bfef95601890afd80709"}
+	// printf a9993e...da39a3... | sha1sum
+	const want = "29d0dbdfff975c93e2d75e5024fe8b650ec847af"
+	for _, files := range [][]File{{x, y}, {y, x}} {
+		if got := (&Inventory{Files: files}).verificationCodes()["p"]; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestCycloneDX(t *testing.T) {
 	v := inventory(t)
 	b, err := v.CycloneDX(document)

@@ -26,8 +26,8 @@ func (b *build) sysusers() ([]request, error) {
 	var out []request
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		n := b.get(files[name])
-		if n == nil || n.inode == nil || n.inode.blob.Size == 0 {
-			continue // masked: an empty file, or a link to /dev/null
+		if n == nil || n.inode == nil {
+			continue // masked by a link to /dev/null
 		}
 		text, err := b.read(files[name])
 		if err != nil {
@@ -291,10 +291,6 @@ func (a *accounts) free(r request, open []request) error {
 	if a.user[r.name] != nil {
 		return nil
 	}
-	uid, err := a.uidFor(r)
-	if err != nil {
-		return err
-	}
 	if r.group != "" && a.group[r.group] == nil {
 		if !slices.ContainsFunc(open, func(o request) bool { return o.kind == 'g' && o.name == r.group }) {
 			return fmt.Errorf("group %s does not exist", r.group)
@@ -302,6 +298,10 @@ func (a *accounts) free(r request, open []request) error {
 		if err := a.free(request{kind: 'g', name: r.group}, nil); err != nil {
 			return err
 		}
+	}
+	uid, err := a.uidFor(r)
+	if err != nil {
+		return err
 	}
 	gid, ok, err := a.primary(r, uid)
 	if err != nil {

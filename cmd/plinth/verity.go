@@ -26,11 +26,11 @@ unless there is no superblock.`,
 
 // verityFlags are veritysetup's.
 type verityFlags struct {
-	hash, salt, uuid, rootFile, saltFile string
-	dataBlock, hashBlock, format         int
-	dataBlocks                           uint64
-	hashOffset                           int64
-	noSuperblock                         bool
+	hash, salt, uuid, rootFile   string
+	dataBlock, hashBlock, format int
+	dataBlocks                   uint64
+	hashOffset                   int64
+	noSuperblock                 bool
 }
 
 func (f *verityFlags) add(cmd *cobra.Command) {
