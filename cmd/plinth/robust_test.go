@@ -45,10 +45,12 @@ func (s *site) killBuilds(kills int) map[string]int {
 	s.t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	hit := map[string]int{}
+	aimed := 0
 	for n, landed := 0, 0; landed < kills && n < 3*kills; n++ {
 		m := moment{delay: time.Duration(random.Int64N(int64(s.elapsed)))}
 		if n%3 != 0 {
-			m = moment{step: s.steps[n%len(s.steps)], delay: time.Duration(random.Int64N(int64(s.elapsed / 20)))}
+			m = moment{step: s.steps[aimed%len(s.steps)], delay: time.Duration(random.Int64N(int64(s.elapsed / 20)))}
+			aimed++
 			if hit[m.step] == 0 {
 				m.delay = 0 // some steps last for milliseconds
 			}
