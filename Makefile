@@ -9,7 +9,7 @@ GOBUILD = CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOTOOLCHAIN=local $(if $(FIPS),GOFIP
 GUEST   = cmd/plinth/guest
 KERNEL  = PLINTH_MODULES=$$(echo $(CURDIR)/.test/kernel/lib/modules/*) PLINTH_VMLINUZ=$$(echo $(CURDIR)/.test/kernel/boot/vmlinuz-*) PLINTH_OVMF=$(CURDIR)/.test/ovmf/root
 
-.PHONY: build image boot measure test short fidelity bench fuzz lint install clean
+.PHONY: build image boot measure test short fidelity flips bench fuzz lint install clean
 
 build: ## bin/plinth, one static binary with the guest's programs inside
 	mkdir -p bin $(GUEST)
@@ -37,6 +37,10 @@ short: ## a minute, without network, root or outside tools
 fidelity: build ## predicted against measured over firmware, stub, kernel, path and machine
 	tests/setup
 	PLINTH_NETWORK=1 PLINTH_FIDELITY=full go test -count=1 -timeout 60m -v -run TestFidelity ./tests/e2e
+
+flips: build ## 100 more bits of a verity disk flipped, each booted
+	tests/setup
+	PLINTH_NETWORK=1 PLINTH_FLIPS=100 go test -count=1 -timeout 120m -v -run TestVerityFlips ./tests/e2e
 
 bench: build ## how long builds, predictions and boots take, beside the targets
 	go run ./tests/bench
