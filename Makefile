@@ -7,7 +7,7 @@ FUZZTIME ?= 60s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOBUILD = CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOTOOLCHAIN=local $(if $(FIPS),GOFIPS140=v1.0.0) go build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 GUEST   = cmd/plinth/guest
-KERNEL  = PLINTH_MODULES=$$(echo $(CURDIR)/.test/kernel/lib/modules/*) PLINTH_VMLINUZ=$$(echo $(CURDIR)/.test/kernel/boot/vmlinuz-*) PLINTH_OVMF=$(CURDIR)/.test/ovmf/root
+KERNEL  = PLINTH_MODULES=$$(echo $(CURDIR)/.test/kernel/lib/modules/*) PLINTH_VMLINUZ=$$(echo $(CURDIR)/.test/kernel/boot/vmlinuz-*) PLINTH_OVMF=$(CURDIR)/.test/ovmf/root DEBS="$(CURDIR)/.test/ovmf/apt/archives/*.deb"
 
 .PHONY: build image boot measure test short fidelity flips bench fuzz lint install clean
 

@@ -9,15 +9,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/plinth-os/plinth/evidence"
 	"github.com/plinth-os/plinth/internal/dm"
 	"github.com/plinth-os/plinth/verity"
 	"golang.org/x/sys/unix"
-)
-
-// What the root file system can be, as the report says it.
-const (
-	rootInitrd = "initrd"
-	rootVerity = "verity"
 )
 
 const (
@@ -39,13 +34,13 @@ func setRoot(ctx context.Context, s *State) error {
 		return err
 	}
 	if r == nil {
-		s.Report.Root = rootInitrd
+		s.Report.Root = evidence.RootInitrd
 		return nil
 	}
 	if err := s.openRoot(ctx, r); err != nil {
 		return err
 	}
-	s.Report.Root = rootVerity
+	s.Report.Root = evidence.RootVerity
 	if s.Config.Overlay {
 		if err := s.overlay(); err != nil {
 			return fmt.Errorf("overlay: %w", err)

@@ -312,13 +312,7 @@ func (d admitted) admits(i *uki.Info) bool {
 
 var secureBootEnable = mustGUID("f0a30bc7-af08-4556-99c4-001009c93a44")
 
-func mustGUID(s string) ovmf.GUID {
-	g, err := ovmf.ParseGUID(s)
-	if err != nil {
-		panic(err) // a constant of this package
-	}
-	return g
-}
+var mustGUID = ovmf.MustGUID
 
 // secureBoot tells whether the firmware will check what it starts, and reads db.
 func (i *lintImage) secureBoot() (db admitted, enforced bool, err error) {

@@ -94,7 +94,7 @@ type RootCheck struct {
 // CheckRoot judges a report of an image. The numbers of the two devices are not
 // the image's: what the table says of them is taken as it is.
 func (m *Manifest) CheckRoot(r *evidence.Report) (*RootCheck, error) {
-	c := &RootCheck{Want: reportedInitrd, Got: r.Root}
+	c := &RootCheck{Want: evidence.RootInitrd, Got: r.Root}
 	if m.Root != nil {
 		root, err := m.Root.parse()
 		if err != nil {
@@ -103,15 +103,9 @@ func (m *Manifest) CheckRoot(r *evidence.Report) (*RootCheck, error) {
 		c.Got = r.RootTable
 		c.Want = rootTable(root, r.RootTable)
 	}
-	c.OK = c.Got == c.Want && (m.Root == nil) == (r.RootTable == "" && r.RootDevice == "") && (r.Root == reportedVerity) == (m.Root != nil)
+	c.OK = c.Got == c.Want && (m.Root == nil) == (r.RootTable == "" && r.RootDevice == "") && (r.Root == evidence.RootVerity) == (m.Root != nil)
 	return c, nil
 }
-
-// What a report calls the two kinds of root.
-const (
-	reportedInitrd = "initrd"
-	reportedVerity = "verity"
-)
 
 // rootTable is the table of a root with the devices that a reported table has:
 // start and length in sectors, target, parameters.

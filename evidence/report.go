@@ -37,7 +37,7 @@ type Report struct {
 	Agent    string    `json:"agent"`     // version
 	Kernel   string    `json:"kernel"`    // uname -r
 	Cmdline  string    `json:"cmdline"`   // /proc/cmdline
-	Root     string    `json:"root"`      // what the root file system is: "initrd" or "verity"
+	Root     string    `json:"root"`      // what the root file system is: RootInitrd or RootVerity
 	Banks    []string  `json:"banks"`     // active in the TPM: sha1, sha256, sha384, sha512
 	Before   PCRs      `json:"before"`    // before the agent's own extends
 	After    PCRs      `json:"after"`     // after them
@@ -49,6 +49,12 @@ type Report struct {
 	RootTable  string `json:"root_table,omitempty"`  // the device-mapper's table of a verity root: start, length, target, parameters
 	RootDevice string `json:"root_device,omitempty"` // of "/": major:minor
 }
+
+// What the root file system of a guest can be.
+const (
+	RootInitrd = "initrd"
+	RootVerity = "verity"
+)
 
 // An Extend is one of the agent's own.
 type Extend struct {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/plinth-os/plinth/internal/levenshtein"
 )
 
 // A Module is a module to be loaded.
@@ -158,7 +160,7 @@ func (m *Modules) suggest(name string) []string {
 	}
 	var all []near
 	for other := range m.files {
-		if d := distance(name, other); d <= 1+len(name)/4 {
+		if d := levenshtein.Distance(name, other); d <= 1+len(name)/4 {
 			all = append(all, near{other, d})
 		}
 	}
@@ -173,24 +175,4 @@ func (m *Modules) suggest(name string) []string {
 		out = append(out, n.name)
 	}
 	return out
-}
-
-// distance is the Levenshtein distance in bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			d := diagonal
-			if a[i] != b[j] {
-				d = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], d
-		}
-	}
-	return row[len(b)]
 }

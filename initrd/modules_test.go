@@ -282,17 +282,6 @@ func TestModinfoRefuses(t *testing.T) {
 	}
 }
 
-func TestDistance(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"", "abc", 3}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}, {"same", "same", 0}} {
-		if got := distance(tt.a, tt.b); got != tt.want {
-			t.Errorf("%q, %q: got %d, want %d", tt.a, tt.b, got, tt.want)
-		}
-	}
-}
-
 func FuzzModinfo(f *testing.F) {
 	f.Add(ko("depends=a,b", "softdep=pre: c post: d", "alias=x*"))
 	f.Add(ko())

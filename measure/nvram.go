@@ -18,13 +18,7 @@ var (
 	secureBootEnable = mustGUID("f0a30bc7-af08-4556-99c4-001009c93a44")
 )
 
-func mustGUID(s string) ovmf.GUID {
-	g, err := ovmf.ParseGUID(s)
-	if err != nil {
-		panic(err) // a constant of this package
-	}
-	return g
-}
+var mustGUID = ovmf.MustGUID
 
 // nvram is what the variables of a machine mean for its boot.
 type nvram struct {

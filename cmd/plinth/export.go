@@ -22,7 +22,8 @@ func newExport(c *common) *cobra.Command {
 same bytes every time. The disk itself is not changed, so what was predicted holds;
 what a cloud's own firmware measures (PCR 0 to 7) is the cloud's.
 
-Forms: ` + containerList() + ".",
+Forms: ` + containerList() + `.
+gce takes only a disk of whole GiB, which no profile makes yet.`,
 		Example: "  plinth export out/vtpm --to qcow2\n  plinth export out/vtpm --to vhd -o azure.vhd",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(_ *cobra.Command, a []string) error { return c.export(a[0], to, out) },

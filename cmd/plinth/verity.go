@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/plinth-os/plinth/builder"
+	"github.com/plinth-os/plinth/internal/gpt"
 	"github.com/plinth-os/plinth/verity"
 )
 
@@ -215,12 +215,12 @@ func sameFile(f *os.File, path string) (bool, error) {
 	return err == nil && os.SameFile(a, b), err
 }
 
-func parseUUID(s string) (id [16]byte, err error) {
-	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
-	if err != nil || len(b) != len(id) || len(s) != 36 {
-		return id, usagef("--uuid %q: want 01234567-89ab-cdef-0123-456789abcdef, or --no-superblock", s)
+func parseUUID(s string) ([16]byte, error) {
+	g, err := gpt.ParseGUID(s)
+	if err != nil || len(s) != 36 {
+		return [16]byte{}, usagef("--uuid %q: want 01234567-89ab-cdef-0123-456789abcdef, or --no-superblock", s)
 	}
-	return [16]byte(b), nil
+	return gpt.FromUUID(g), nil // swapping is its own inverse
 }
 
 func (c *common) verityVerify(f *verityFlags, dataPath, hashPath, rootHash string) error {
@@ -287,9 +287,8 @@ type verityView struct {
 }
 
 func viewVerity(s *verity.Superblock) verityView {
-	u := s.UUID
 	return verityView{
-		UUID:     fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]),
+		UUID:     gpt.FromUUID(s.UUID).String(),
 		HashType: s.Format, DataBlocks: s.DataBlocks, DataBlockSize: s.DataBlockSize, HashBlocks: s.TreeBlocks(),
 		HashBlockSize: s.HashBlockSize, Algorithm: string(s.Algorithm), Salt: hex.EncodeToString(s.Salt),
 	}

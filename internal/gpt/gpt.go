@@ -33,6 +33,15 @@ func ParseGUID(text string) (GUID, error) {
 	return FromUUID(u), nil
 }
 
+// MustGUID is ParseGUID for constants: it panics on what is no GUID.
+func MustGUID(text string) GUID {
+	g, err := ParseGUID(text)
+	if err != nil {
+		panic(err)
+	}
+	return g
+}
+
 // String returns the textual form in lower case.
 func (g GUID) String() string {
 	u := FromUUID(g) // swapping is its own inverse

@@ -8,10 +8,7 @@ type GUID = gpt.GUID
 // ParseGUID reads the text form, 8be4df61-93ca-11d2-aa0d-00e098032b8c.
 func ParseGUID(s string) (GUID, error) { return gpt.ParseGUID(s) }
 
-func mustGUID(s string) GUID {
-	g, err := ParseGUID(s)
-	if err != nil {
-		panic(err)
-	}
-	return g
-}
+// MustGUID is ParseGUID for constants: it panics on what is no GUID.
+func MustGUID(s string) GUID { return gpt.MustGUID(s) }
+
+var mustGUID = gpt.MustGUID

@@ -3,6 +3,8 @@ package snp
 import (
 	"fmt"
 	"strings"
+
+	"github.com/plinth-os/plinth/internal/levenshtein"
 )
 
 // CPU is a processor model of QEMU. Versions of a model differ in features, not
@@ -59,7 +61,7 @@ func FindCPU(name string) (CPU, error) {
 func nearest(name string) []string {
 	best, names := -1, []string(nil)
 	for _, c := range CPUs {
-		d := distance(strings.ToLower(name), strings.ToLower(c.Name))
+		d := levenshtein.Distance(strings.ToLower(name), strings.ToLower(c.Name))
 		if best < 0 || d < best {
 			best, names = d, nil
 		}
@@ -68,27 +70,6 @@ func nearest(name string) []string {
 		}
 	}
 	return names
-}
-
-// distance is the number of letters to add, drop or change (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, diagonal+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // Signature packs family, model and stepping as CPUID Fn0000_0001 EAX has them:

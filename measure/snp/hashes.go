@@ -111,10 +111,4 @@ func checkArea(a *ovmf.Area) error {
 	return nil
 }
 
-func mustGUID(s string) ovmf.GUID {
-	g, err := ovmf.ParseGUID(s)
-	if err != nil {
-		panic(err)
-	}
-	return g
-}
+var mustGUID = ovmf.MustGUID
