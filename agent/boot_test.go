@@ -92,7 +92,7 @@ func TestOrder(t *testing.T) {
 		return slices.IndexFunc(stages, func(st stage) bool { return st.name == name })
 	}
 	order := []string{"mounts", "configuration", "cmdline", "bootconfig", "extra", "modules", "tpm", "registers",
-		config.EnterInitrd, config.LeaveInitrd, config.SysInit, "services", config.Ready, "report"}
+		config.EnterInitrd, config.LeaveInitrd, "loopback", config.SysInit, "services", config.Ready, "report"}
 	for i, name := range order {
 		if at(name) < 0 || i > 0 && at(name) <= at(order[i-1]) {
 			t.Errorf("%s is stage %d", name, at(name))
@@ -304,6 +304,25 @@ func TestModules(t *testing.T) {
 			wantError(t, loadModules(t.Context(), s), tt.want)
 		})
 	}
+	// hv_vmbus on another machine than Hyper-V, and a driver of devices on its bus.
+	t.Run("needs what was left out", func(t *testing.T) {
+		s, m := newGuest(t, config.Config{Modules: []config.Module{{Path: "/bus.ko"}, {Path: "/disk.ko"}, {Path: "/other.ko"}}})
+		for _, name := range []string{"bus.ko", "disk.ko", "other.ko"} {
+			write(t, s, name, "")
+		}
+		m.loadErrs = map[string]error{"bus.ko": unix.ENODEV, "disk.ko": unix.ENOENT}
+		wantError(t, loadModules(t.Context(), s), "")
+		if got := strings.Join(m.loaded, " "); got != "bus.ko disk.ko other.ko" {
+			t.Errorf("loaded %q", got)
+		}
+		m.loadErrs["bus.ko"] = nil
+		wantError(t, loadModules(t.Context(), s), "/disk.ko: no such file")
+		m.loadErrs = map[string]error{"bus.ko": unix.ENODEV}
+		if err := os.Remove(s.path("/disk.ko")); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, loadModules(t.Context(), s), "/disk.ko: open ")
+	})
 	t.Run("no such file", func(t *testing.T) {
 		s, m := newGuest(t, config.Config{Modules: []config.Module{{Path: "/m.ko"}}})
 		wantError(t, loadModules(t.Context(), s), "no such file")

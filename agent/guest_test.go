@@ -24,6 +24,7 @@ type fakeMachine struct {
 	mounted  []string
 	loaded   []string
 	loadErr  error
+	loadErrs map[string]error // by file name; else loadErr
 	mountErr map[string]error
 	tpm      transport.TPM
 	stopped  chan string
@@ -32,6 +33,8 @@ type fakeMachine struct {
 	createErr func(dm.Target) error
 	removed   int
 	entered   string
+	raised    []string
+	raiseErr  error
 }
 
 func (m *fakeMachine) mount(x mount, target string) error {
@@ -45,6 +48,9 @@ func (m *fakeMachine) loadModule(f *os.File, params string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.loaded = append(m.loaded, strings.TrimSpace(filepath.Base(f.Name())+" "+params))
+	if err, ok := m.loadErrs[filepath.Base(f.Name())]; ok {
+		return err
+	}
 	return m.loadErr
 }
 
@@ -160,4 +166,9 @@ func (m *fakeMachine) table(string) (dm.Target, error) { return m.created[len(m.
 func (m *fakeMachine) enter(root string, carried []string) error {
 	m.entered = root
 	return nil
+}
+
+func (m *fakeMachine) raise(link string) error {
+	m.raised = append(m.raised, link)
+	return m.raiseErr
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 
@@ -19,7 +20,8 @@ type machine interface {
 	createDevice(name string, table dm.Target) (path string, err error) // of the device-mapper
 	removeDevice(name string) error
 	table(name string) (dm.Target, error)
-	enter(root string, carried []string) error // makes root "/", with some mounts of the old one
+	enter(root string, carried []string) error // makes root "/", with some mounts of the old one; nothing else of that is left
+	raise(link string) error                   // brings a network interface up
 	openTPM(device string) (transport.TPM, error)
 	stop(how string) error // returns only with an error
 }
@@ -71,6 +73,11 @@ func (linux) table(name string) (t dm.Target, err error) {
 
 // enter is what switch_root does, short of starting another init.
 func (linux) enter(root string, carried []string) error {
+	old, err := os.OpenRoot("/")
+	if err != nil {
+		return err
+	}
+	defer old.Close()
 	for _, m := range carried {
 		if err := unix.Mount(m, root+m, "", unix.MS_MOVE, ""); err != nil {
 			return fmt.Errorf("%s: move into the root: %w", m, err)
@@ -85,7 +92,51 @@ func (linux) enter(root string, carried []string) error {
 	if err := unix.Chroot("."); err != nil {
 		return err
 	}
-	return unix.Chdir("/")
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	return empty(old)
+}
+
+// empty clears the initramfs, whose files would keep their memory until the
+// machine ends. Nothing is mounted in it any more.
+func empty(old *os.Root) error {
+	dir, err := old.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Type != unix.RAMFS_MAGIC && st.Type != unix.TMPFS_MAGIC {
+		return nil // no initramfs: not ours to empty
+	}
+	names, err := dir.Readdirnames(-1)
+	for _, name := range names {
+		err = errors.Join(err, old.RemoveAll(name))
+	}
+	return err
+}
+
+// raise sets a flag and nothing else: loopback gets its addresses from the kernel
+// when it comes up. Linux, net/ipv4/devinet.c, inetdev_event; netdevice(7).
+func (linux) raise(link string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(link)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+		return err
+	}
+	r.SetUint16(r.Uint16() | unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
 }
 
 func (linux) loadModule(f *os.File, params string) error {

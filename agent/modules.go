@@ -12,31 +12,38 @@ import (
 )
 
 // loadModules loads the modules in the order of the configuration, which puts
-// what a module depends on before it.
+// what a module depends on before it. One image serves several kinds of machines:
+// a module that finds nothing to drive is left out, with those that need it.
 func loadModules(_ context.Context, s *State) error {
+	absent := false // a module was left out
 	for _, m := range s.Config.Modules {
-		if err := s.loadModule(m); err != nil {
+		out, err := s.loadModule(m, absent)
+		if err != nil {
 			return fmt.Errorf("%s: %w", m.Path, err)
 		}
+		absent = absent || out
 	}
 	return nil
 }
 
-func (s *State) loadModule(m config.Module) error {
+// loadModule loads one. It tells whether the module was left out: the machine lacks
+// what it drives or, where absent says that another one was left out, it asks for
+// symbols that are not there.
+func (s *State) loadModule(m config.Module, absent bool) (out bool, err error) {
 	f, err := os.Open(s.path(m.Path))
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close() // read only
 	err = s.machine.loadModule(f, m.Params)
 	switch {
 	case errors.Is(err, unix.EEXIST): // built in, or loaded by the kernel itself
-		return nil
-	case errors.Is(err, unix.ENODEV): // the machine lacks what the module drives
-		s.logf("%s: %v", m.Path, err)
-		return nil
+		return false, nil
+	case errors.Is(err, unix.ENODEV), absent && errors.Is(err, unix.ENOENT):
+		s.logf("%s: left out: %v", m.Path, err)
+		return true, nil
 	}
-	return err
+	return false, err
 }
 
 // locks close doors of the kernel that nobody uses after the boot. One that a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -79,11 +80,16 @@ func (s *State) openRoot(ctx context.Context, r *verity.Root) error {
 	defer cancel()
 	tried := map[string]error{}
 	for {
-		for _, c := range s.candidates(r) {
+		candidates := s.candidates(r)
+		for _, c := range candidates {
 			if before := tried[c.String()]; before != nil && !notYet(before) {
 				continue
 			}
-			err := s.try(r, c)
+			check := r.Top
+			if len(candidates) > 1 {
+				check = r.Verify // a wrong block would end what another disk could go on with
+			}
+			err := s.try(r, c, check)
 			if err == nil {
 				return nil
 			}
@@ -114,9 +120,11 @@ func noRoot(r *verity.Root, tried map[string]error) error {
 }
 
 // try sets one candidate up. What it leaves behind when it fails is harmless:
-// nothing of it is mounted.
-func (s *State) try(r *verity.Root, c candidate) error {
-	if err := s.top(r, c); err != nil {
+// nothing of it is mounted. check tells a disk with this root from one that only
+// has its name, before the kernel is told to panic over a wrong block; it is the
+// kernel that holds every block to the root hash from then on.
+func (s *State) try(r *verity.Root, c candidate, check func(data, hash io.ReaderAt) error) error {
+	if err := look(c, check); err != nil {
 		return err
 	}
 	table := dm.Verity{
@@ -139,9 +147,7 @@ func (s *State) try(r *verity.Root, c candidate) error {
 	return nil
 }
 
-// top tells a disk with this root from one that only has its name, before the
-// kernel is told to panic over a wrong block.
-func (s *State) top(r *verity.Root, c candidate) error {
+func look(c candidate, check func(data, hash io.ReaderAt) error) error {
 	data, err := os.Open(c.data.path)
 	if err != nil {
 		return err
@@ -152,7 +158,7 @@ func (s *State) top(r *verity.Root, c candidate) error {
 		return err
 	}
 	defer hash.Close()
-	return r.Top(data, hash)
+	return check(data, hash)
 }
 
 func (s *State) makeAndMount(m mount) error {
@@ -184,11 +190,19 @@ func (s *State) reportRoot() error {
 	if err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(s.path("/"), &st); err != nil {
+	s.Report.RootTable = fmt.Sprintf("%d %d %s %s", table.Start, table.Length, table.Type, table.Params)
+	if s.Report.RootDevice, err = s.device("/"); err != nil || !s.Config.Overlay {
 		return err
 	}
-	s.Report.RootTable = fmt.Sprintf("%d %d %s %s", table.Start, table.Length, table.Type, table.Params)
-	s.Report.RootDevice = fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
-	return nil
+	s.Report.RootLower, err = s.device(lowerMount)
+	return err
+}
+
+// device returns the number of the device that a directory is on.
+func (s *State) device(name string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(s.path(name), &st); err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)), nil
 }

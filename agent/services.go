@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"os"
 
 	"github.com/plinth-os/plinth/agent/config"
 )
@@ -15,7 +16,7 @@ var baseEnv = map[string]string{"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:
 // report, and on the console of a debug build; the others run all the same.
 func startServices(_ context.Context, s *State) error {
 	for _, c := range s.Config.Services {
-		s.processes.start(&process{name: c.Name, service: true, restart: c.Restart, argv: c.Exec, env: environment(c)})
+		s.processes.start(&process{name: c.Name, service: true, after: c.After, retry: c.Retry, restart: c.Restart, argv: c.Exec, env: environment(c)})
 	}
 	return nil
 }
@@ -44,4 +45,10 @@ func startShell(_ context.Context, s *State) error {
 	env := environment(config.Service{Env: map[string]string{"TERM": "linux"}})
 	s.processes.start(&process{name: "shell", terminal: true, restart: true, argv: []string{s.Config.Shell}, env: env})
 	return nil
+}
+
+// there tells whether the guest has a path by now.
+func (s *State) there(name string) bool {
+	_, err := os.Stat(s.path(name))
+	return err == nil
 }

@@ -28,6 +28,7 @@ var stages = []stage{
 	{"root", setRoot},
 	{config.LeaveInitrd, extendPhase(config.LeaveInitrd)},
 	{"lockdown", lockKernel},
+	{"loopback", raiseLoopback},
 	{config.SysInit, extendPhase(config.SysInit)},
 	{"services", startServices},
 	{config.Ready, extendPhase(config.Ready)},

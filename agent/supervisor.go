@@ -11,15 +11,19 @@ import (
 	"github.com/plinth-os/plinth/evidence"
 )
 
-// stopGrace is between asking a process to end and ending it.
-const stopGrace = 10 * time.Second
+const (
+	stopGrace = 10 * time.Second       // between asking a process to end and ending it
+	waitPoll  = 100 * time.Millisecond // between looks for what a process waits for
+)
 
 // A process is a program that runs under the supervisor.
 type process struct {
 	name     string
-	service  bool // part of the report
-	terminal bool // has the console as its controlling terminal
-	restart  bool // start it again when it ends
+	service  bool   // part of the report
+	after    string // path that must be there before it is started; "": none
+	terminal bool   // has the console as its controlling terminal
+	retry    bool   // start it again when it failed
+	restart  bool   // start it again when it ends
 	argv     []string
 	env      []string
 
@@ -52,6 +56,11 @@ func (v *supervisor) start(p *process) {
 	}
 	if !slices.Contains(v.all, p) {
 		v.all = append(v.all, p)
+	}
+	if p.after != "" && !v.s.there(p.after) {
+		p.state = evidence.Waiting
+		v.in(waitPoll, p)
+		return
 	}
 	pid, err := v.spawn(p)
 	if err != nil {
@@ -90,10 +99,14 @@ func (v *supervisor) spawn(p *process) (int, error) {
 
 // again starts p once more after a while, if it shall run on.
 func (v *supervisor) again(p *process) {
-	if !p.restart {
-		return
+	if p.restart || p.retry && p.state == evidence.Failed {
+		v.in(v.delay, p)
 	}
-	time.AfterFunc(v.delay, func() {
+}
+
+// in starts p after a while.
+func (v *supervisor) in(delay time.Duration, p *process) {
+	time.AfterFunc(delay, func() {
 		defer v.s.recoverPanic()
 		v.start(p)
 	})

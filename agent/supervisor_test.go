@@ -211,6 +211,49 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// A service that is to be tried again is, until it ends as it should.
+func TestRetry(t *testing.T) {
+	pid1(t, func(t *testing.T, s *State, _ *fakeMachine) {
+		out := run(t, s, "count", config.Service{Retry: true}) // exits with 1
+		eventually(t, "a service that failed is started three times", func() bool {
+			b, _ := os.ReadFile(out)
+			return strings.Count(string(b), "\n") >= 3
+		})
+		out = run(t, s, "describe", config.Service{Retry: true})
+		eventually(t, "the service ends", func() bool { return state(s, "describe") == evidence.Exited })
+		if err := os.Remove(out); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if _, err := os.Stat(out); err == nil {
+			t.Error("a service was started again after it ended as it should")
+		}
+	})
+}
+
+// A service waits for its path, and is stopped while it waits.
+func TestAfter(t *testing.T) {
+	pid1(t, func(t *testing.T, s *State, _ *fakeMachine) {
+		out := run(t, s, "describe", config.Service{After: "/run/socket"})
+		run(t, s, "sleep", config.Service{After: "/run/never"})
+		time.Sleep(2 * waitPoll)
+		if got := state(s, "describe"); got != evidence.Waiting {
+			t.Errorf("got %s, want %s", got, evidence.Waiting)
+		}
+		if _, err := os.Stat(out); err == nil {
+			t.Error("a service was started before its path was there")
+		}
+		mkdir(t, s, "run/socket")
+		eventually(t, "the service is started", func() bool { return state(s, "describe") == evidence.Exited })
+		s.processes.stop(time.Second)
+		mkdir(t, s, "run/never")
+		time.Sleep(2 * waitPoll)
+		if got := state(s, "sleep"); got != evidence.Waiting {
+			t.Errorf("a service was started after the end: %s", got)
+		}
+	})
+}
+
 // What a service leaves behind is PID 1's, and is reaped.
 func TestOrphan(t *testing.T) {
 	pid1(t, func(t *testing.T, s *State, _ *fakeMachine) {

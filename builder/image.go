@@ -28,6 +28,14 @@ type Image struct {
 // Predict computes what will be measured, in banks where there are several. The
 // log is nil where the platform has none, else that of the first shape.
 func (i *Image) Predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {
+	m, log, err := i.predict(banks)
+	if err == nil {
+		m.Notes = append(m.Notes, cloudNotes(i.Profile)...)
+	}
+	return m, log, err
+}
+
+func (i *Image) predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {
 	switch i.Profile.Platform {
 	case profiles.PlatformSNP:
 		m, err := i.predictLaunch()

@@ -23,7 +23,8 @@ const (
 	guestModules = "usr/lib/plinth/modules"
 )
 
-// runInitrd makes initrd and, where it is the root, the bills of materials.
+// runInitrd makes initrd and, where it is the root, the bills of materials. It
+// notes which drivers the kernel has built in.
 func runInitrd(ctx context.Context, w *work) error {
 	fsys, done, err := w.moduleFS()
 	if err != nil {
@@ -32,6 +33,9 @@ func runInitrd(ctx context.Context, w *work) error {
 	defer done() // a read-only file: nothing is lost
 	index, err := initrd.IndexModules(fsys)
 	if err != nil {
+		return err
+	}
+	if err := w.putJSON(builtInOutput, builtIn(index)); err != nil {
 		return err
 	}
 	mods, err := index.Closure(w.wantedModules())
@@ -151,7 +155,10 @@ func (s *Spec) agentConfig(root *Root) (*config.Config, error) {
 		c.Shell = "/" + guestShell
 	}
 	for _, x := range p.Services {
-		c.Services = append(c.Services, config.Service{Name: x.Name, Exec: x.Exec, Env: x.Env})
+		c.Services = append(c.Services, config.Service{
+			Name: x.Name, Exec: x.Exec, Env: x.Env,
+			After: x.After, Retry: x.Restart == profiles.RestartFailure, Restart: x.Restart == profiles.RestartAlways,
+		})
 	}
 	if p.PCRPolicy.Key == "" {
 		return c, nil

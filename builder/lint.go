@@ -16,11 +16,13 @@ import (
 	"github.com/plinth-os/plinth/uki"
 )
 
-// Severities of findings. An error is a hole in what the image promises; a
-// warning is something to know, or to have a reason for.
+// Severities of findings. An error is a hole in what the image promises, or an
+// image that will not run; a warning is something to have a reason for; a notice
+// is something to know, and never counts.
 const (
 	LintError   = "error"
 	LintWarning = "warning"
+	LintNotice  = "notice"
 )
 
 // A Finding is something about an image that its owner should know before it
@@ -81,10 +83,14 @@ var lintRules = []lintRule{
 	{"outside-code", LintError, "a kernel argument that runs or reads what the image does not hold", outsideCode},
 	{"weakened", LintError, "a kernel argument that turns a protection off", weakened},
 	{"guest-drivers", LintError, "a kernel that cannot ask the hardware for a report", guestDrivers},
+	{"cloud-drivers", LintError, "an image in the form of a cloud, without the drivers of its disks and network", cloudDrivers},
 	{"cmdline-override", LintWarning, "an unsigned image whose command line the host can replace", cmdlineOverride},
 	{"acpi-code", LintWarning, "a kernel that runs the host's ACPI code unconfined", acpiCode},
 	{"hardening", LintWarning, "a kernel argument of the stock profiles that is missing", hardening},
 	{"fw-cfg", LintWarning, "the host's fw_cfg files, unmeasured, in the guest's sysfs", fwCfg},
+	{"cloud-console", LintWarning, "a cloud's serial console, which its operator reads", cloudConsole},
+	{"no-console", LintNotice, "an image for a cloud that says nothing on the serial console", noConsole},
+	{"cloud-firmware", LintNotice, "an image for a cloud, whose firmware fills registers that were predicted for another", cloudFirmware},
 }
 
 // LintRules returns the rules as pairs of name and purpose, for help texts.

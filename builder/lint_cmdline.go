@@ -25,14 +25,14 @@ func argument(cmdline, name string) (value string, ok bool) {
 var quiet = []string{"tty0", "ttynull", "null", ""}
 
 // hostConsole looks at every console=, of which there may be several, and at the
-// early ones.
+// early ones. That of a cloud is for cloudConsole.
 func hostConsole(i *lintImage) (found []lintFound, _ error) {
 	for word := range strings.FieldsSeq(i.commandLine()) {
 		name, value, _ := strings.Cut(word, "=")
 		device, _, _ := strings.Cut(value, ",")
 		switch name {
 		case "console":
-			if slices.Contains(quiet, device) {
+			if slices.Contains(quiet, device) || i.cloudSerial(device) {
 				continue
 			}
 		case "earlyprintk", "earlycon", "netconsole":

@@ -173,17 +173,9 @@ func guestDrivers(i *lintImage) ([]lintFound, error) {
 	if i.manifest == nil {
 		return i.namedDrivers(driver)
 	}
-	packed, err := i.file("initrd")
+	loaded, err := i.loaded()
 	if err != nil {
 		return nil, err
-	}
-	modules, err := LoadedModules(bytes.NewReader(packed))
-	if err != nil {
-		return nil, fmt.Errorf("initrd: %w", err)
-	}
-	loaded := map[string]bool{}
-	for _, m := range modules {
-		loaded[moduleName(path.Base(m.Path))] = true
 	}
 	loaded["tsm"] = loaded["tsm"] || loaded["tsm_report"] // its name since Linux 6.17
 	var found []lintFound
@@ -204,6 +196,23 @@ func guestDrivers(i *lintImage) ([]lintFound, error) {
 		}
 	}
 	return found, nil
+}
+
+// loaded are the modules that the agent loads, by name.
+func (i *lintImage) loaded() (map[string]bool, error) {
+	packed, err := i.file("initrd")
+	if err != nil {
+		return nil, err
+	}
+	modules, err := LoadedModules(bytes.NewReader(packed))
+	if err != nil {
+		return nil, fmt.Errorf("initrd: %w", err)
+	}
+	out := map[string]bool{}
+	for _, m := range modules {
+		out[moduleName(path.Base(m.Path))] = true
+	}
+	return out, nil
 }
 
 // namedDrivers judges a profile: modules that it names will be there, or be

@@ -19,13 +19,12 @@ import (
 	"github.com/plinth-os/plinth/profiles"
 )
 
-// A local is one input that a profile names by path on the building host. Its
-// key in the profile, not the path, stands in the lock: moving a checkout
-// changes nothing.
+// A local is one input that a profile names by path on the building host, or by
+// address and digest. Its key in the profile, not the path, stands in the lock:
+// moving a checkout, or another registry, changes nothing.
 type local struct {
-	key  string
-	path string
-	put  func(ctx context.Context, st *cas.Store, path string) (cas.Ref, error)
+	key string
+	put func(ctx context.Context, c *source.Client) (cas.Ref, error)
 }
 
 func locals(p *profiles.Profile) []local {
@@ -37,7 +36,7 @@ func locals(p *profiles.Profile) []local {
 				k = fmt.Sprintf("%s[%d]", strings.TrimSuffix(key, "[]"), i)
 			}
 			if path != "" {
-				all = append(all, local{k, path, put})
+				all = append(all, local{k, func(ctx context.Context, c *source.Client) (cas.Ref, error) { return put(ctx, c.Store, path) }})
 			}
 		}
 	}
@@ -55,53 +54,74 @@ func locals(p *profiles.Profile) []local {
 	add(putFile, "root.verity_cert", p.Root.VerityCert)
 	add(putPublicKey, "pcr_policy.key", p.PCRPolicy.Key)
 	for _, f := range p.Files {
-		add(putFile, fileKey(f), f.Source)
+		if f.HasContent() {
+			all = append(all, local{fileKey(f), func(ctx context.Context, c *source.Client) (cas.Ref, error) { return putProfileFile(ctx, c, f) }})
+		}
+	}
+	for _, l := range p.Layers {
+		all = append(all, local{layerKey(l), func(ctx context.Context, c *source.Client) (cas.Ref, error) { return putLayer(ctx, c, l) }})
 	}
 	return all
 }
 
 func fileKey(f profiles.File) string { return "files " + f.Path }
 
-// Import brings what a profile names by path, and the inline text of its files,
-// into the store and returns the lock's entries for it. Of a private key only
-// the public half is taken.
-func Import(ctx context.Context, st *cas.Store, p *profiles.Profile) ([]source.File, error) {
+func layerKey(l profiles.Layer) string { return "layers " + l.Name }
+
+// Import brings what a profile names by path or by address, and the inline text of
+// its files, into the store of c and returns the lock's entries for it. Of a
+// private key only the public half is taken.
+func Import(ctx context.Context, c *source.Client, p *profiles.Profile) ([]source.File, error) {
 	var out []source.File
 	for _, l := range locals(p) {
-		r, err := l.put(ctx, st, l.path)
+		r, err := l.put(ctx, c)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", l.key, err)
 		}
 		out = append(out, source.File{Path: l.key, Size: r.Size, SHA256: r.Digest})
-	}
-	for _, f := range p.Files {
-		if f.Source != "" || !f.HasContent() {
-			continue
-		}
-		r, err := st.Put([]byte(f.Text))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", fileKey(f), err)
-		}
-		out = append(out, source.File{Path: fileKey(f), Size: r.Size, SHA256: r.Digest})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
 	return out, nil
 }
 
 func putFile(ctx context.Context, st *cas.Store, path string) (cas.Ref, error) {
-	f, err := os.Open(path)
-	if err != nil {
+	return source.PutFile(ctx, st, path, nil)
+}
+
+// putProfileFile brings a file of the profile, which may have a digest, wherever
+// it is.
+func putProfileFile(ctx context.Context, c *source.Client, f profiles.File) (cas.Ref, error) {
+	var digest *cas.Digest
+	if f.SHA256 != "" {
+		d, err := cas.ParseDigest(f.SHA256)
+		if err != nil {
+			return cas.Ref{}, err
+		}
+		digest = &d
+	}
+	switch {
+	case f.URL != "" && digest != nil:
+		return c.FetchURL(ctx, f.URL, *digest)
+	case f.URL != "":
+		return cas.Ref{}, fmt.Errorf("%s: no sha256", f.URL)
+	case f.Source != "":
+		return source.PutFile(ctx, c.Store, f.Source, digest)
+	}
+	return c.Store.Put([]byte(f.Text))
+}
+
+// putLayer brings a layer as it is stored.
+func putLayer(ctx context.Context, c *source.Client, l profiles.Layer) (cas.Ref, error) {
+	digest, err := cas.ParseDigest(strings.TrimPrefix(l.Digest, "sha256:"))
+	switch {
+	case err != nil:
 		return cas.Ref{}, err
+	case l.Registry != "":
+		return c.FetchBlob(ctx, l.Registry, digest)
+	case l.Layout != "":
+		return source.PutLayout(ctx, c.Store, l.Layout, digest)
 	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return cas.Ref{}, err
-	}
-	if !fi.Mode().IsRegular() {
-		return cas.Ref{}, fmt.Errorf("%s: not a regular file", path)
-	}
-	return st.PutReader(ctx, f)
+	return source.PutFile(ctx, c.Store, l.Source, &digest)
 }
 
 // putDir packs the regular files of a directory into one archive, so that a

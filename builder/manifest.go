@@ -25,7 +25,8 @@ type Manifest struct {
 	Epoch     int64           `json:"epoch"` // seconds since 1970
 	Cmdline   string          `json:"cmdline"`
 	Machine   Machine         `json:"machine"`
-	Root      *Root           `json:"root,omitempty"` // nil: the initrd is the root
+	BuiltIn   []string        `json:"built_in,omitempty"` // drivers of hypervisors and clouds that are part of the kernel, sorted
+	Root      *Root           `json:"root,omitempty"`     // nil: the initrd is the root
 	Artefacts []Artefact      `json:"artefacts"`
 	Guest     Guest           `json:"guest"`
 	Profile   json.RawMessage `json:"profile"` // resolved
@@ -76,6 +77,10 @@ var artefacts = []struct {
 	optional           bool
 }{
 	{DiskName, "disk", "image.raw", false},
+	{"image.qcow2", "forms", "image.qcow2", true},
+	{"image.vhd", "forms", "image.vhd", true},
+	{"image.vmdk", "forms", "image.vmdk", true},
+	{"image.tar.gz", "forms", "image.tar.gz", true},
 	{UKIName, "uki", "image.efi", false},
 	{InitrdName, "initrd", "initrd", false},
 	{KernelName, "kernel", "vmlinuz", false},
@@ -97,8 +102,8 @@ var artefacts = []struct {
 const manifestSchema = 1
 
 // NewManifest describes the result of a run. root is nil where the initrd is the
-// root.
-func NewManifest(s *Spec, results map[string]Outputs, root *Root) *Manifest {
+// root; builtIn is what the initrd step says.
+func NewManifest(s *Spec, results map[string]Outputs, root *Root, builtIn []string) *Manifest {
 	m := &Manifest{
 		Schema:   manifestSchema,
 		Name:     s.Profile.Name,
@@ -107,6 +112,7 @@ func NewManifest(s *Spec, results map[string]Outputs, root *Root) *Manifest {
 		Epoch:    s.Profile.Epoch,
 		Cmdline:  s.cmdline(root),
 		Machine:  shape(s.Profile.Machine),
+		BuiltIn:  builtIn,
 		Root:     root,
 		Guest:    s.Guest,
 		Profile:  s.Profile.Canonical(),

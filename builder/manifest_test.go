@@ -20,7 +20,7 @@ func manifest(t testing.TB) *Manifest {
 		s.Lock.Packages[i].Version, s.Lock.Packages[i].Filename = "1", "x.deb"
 	}
 	s.Lock.Schema, s.Lock.Profile, s.Lock.Arch = 1, "demo", "amd64"
-	return NewManifest(s, map[string]Outputs{}, nil)
+	return NewManifest(s, map[string]Outputs{}, nil, []string{"nvme"})
 }
 
 func TestManifestRoundTrip(t *testing.T) {

@@ -45,7 +45,7 @@ var movedBy = map[string]string{
 	"root.kind":          "", // neither is verity: see movedByVerity
 	"root.packages":      "", "root.bare": "",
 	"root.exclude": "initrd uki disk measure", "root.alternatives": "initrd uki disk measure",
-	"root.overlay": "", "root.on_corruption": "", "root.hash": "", "root.verity_key": "", "root.verity_cert": "",
+	"root.overlay": "", "root.on_corruption": "", "root.hash": "", "root.layout": "", "root.verity_key": "", "root.verity_cert": "",
 	"users.name": "initrd uki disk measure", "users.uid": "initrd uki disk measure", "users.group": "initrd uki disk measure",
 	"users.comment": "initrd uki disk measure", "users.home": "initrd uki disk measure", "users.shell": "initrd uki disk measure",
 	"users.groups": "initrd uki disk measure",
@@ -53,8 +53,12 @@ var movedBy = map[string]string{
 
 	"files.path": "initrd uki disk measure", "files.mode": "initrd uki disk measure", "files.owner": "initrd uki disk measure",
 	"files.link": "initrd uki disk measure", "files.dir": "initrd uki disk measure",
-	"files.source": "", "files.text": "",
+	"files.source": "", "files.text": "", "files.url": "", "files.sha256": "",
+	"layers.name": "initrd uki disk measure", "layers.paths": "initrd uki disk measure", "layers.strip": "initrd uki disk measure",
+	"layers.to": "initrd uki disk measure", "layers.owner": "initrd uki disk measure",
+	"layers.digest": "", "layers.source": "", "layers.layout": "", "layers.registry": "",
 	"services.name": "initrd uki disk measure", "services.exec": "initrd uki disk measure", "services.env": "initrd uki disk measure",
+	"services.after": "initrd uki disk measure", "services.restart": "initrd uki disk measure",
 	"agent.phases": "initrd uki disk measure", "agent.fw_cfg": "initrd uki disk measure",
 	"agent.debug": "initrd uki disk measure", "agent.shell": "initrd uki disk measure",
 
@@ -63,7 +67,7 @@ var movedBy = map[string]string{
 	"pcr_policy.key": "", "pcr_policy.banks": "uki disk measure", "pcr_policy.phases": "uki disk measure",
 
 	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure", "machine.path": "measure",
-	"outputs.kinds": "",
+	"outputs.kinds": "forms",
 
 	"Name": "initrd uki disk measure", "Origin": "", "Dir": "", "Stock": "",
 }
@@ -77,12 +81,15 @@ var movedByVerity = map[string]string{
 	"root.kind":    "initrd uki disk measure", // to an initrd: the steps of the root are gone
 	"root.exclude": "rootfs verity initrd uki disk measure", "root.alternatives": "rootfs verity initrd uki disk measure",
 	"root.overlay": "initrd uki disk measure", "root.on_corruption": "verity initrd uki disk measure", "root.hash": "verity initrd uki disk measure",
-	"users.name": "rootfs verity initrd uki disk measure", "users.uid": "rootfs verity initrd uki disk measure", "users.group": "rootfs verity initrd uki disk measure",
+	"root.layout": "verity initrd uki disk measure",
+	"users.name":  "rootfs verity initrd uki disk measure", "users.uid": "rootfs verity initrd uki disk measure", "users.group": "rootfs verity initrd uki disk measure",
 	"users.comment": "rootfs verity initrd uki disk measure", "users.home": "rootfs verity initrd uki disk measure", "users.shell": "rootfs verity initrd uki disk measure",
 	"users.groups": "rootfs verity initrd uki disk measure",
 	"groups.name":  "rootfs verity initrd uki disk measure", "groups.gid": "rootfs verity initrd uki disk measure",
 	"files.path": "rootfs verity initrd uki disk measure", "files.mode": "rootfs verity initrd uki disk measure", "files.owner": "rootfs verity initrd uki disk measure",
 	"files.link": "rootfs verity initrd uki disk measure", "files.dir": "rootfs verity initrd uki disk measure",
+	"layers.name": "rootfs verity initrd uki disk measure", "layers.paths": "rootfs verity initrd uki disk measure", "layers.strip": "rootfs verity initrd uki disk measure",
+	"layers.to": "rootfs verity initrd uki disk measure", "layers.owner": "rootfs verity initrd uki disk measure",
 	"agent.shell": "rootfs verity initrd uki disk measure",
 }
 
@@ -106,6 +113,7 @@ func everything() *Spec {
 	p := &profiles.Profile{
 		Sources:  map[string]profiles.Source{"debian": {Components: []string{"main"}, Mirror: []string{"a"}}},
 		Files:    []profiles.File{{}},
+		Layers:   []profiles.Layer{{}},
 		Root:     profiles.Root{Alternatives: map[string]string{}},
 		Users:    []profiles.User{{}},
 		Groups:   []profiles.Group{{}},
@@ -116,12 +124,13 @@ func everything() *Spec {
 		n++
 		change(v, n)
 	})
+	p.Outputs.Kinds = nil // without the step for them: TestKeysOfForms
 	lock := &source.Lock{}
 	for i, role := range []string{roleKernel, roleStub, roleFirmware, roleGeneric, roleRoot} {
 		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})
 	}
 	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
-	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir",
+	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir", "layers a",
 		"pcr_policy.key", "root.verity_cert", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
 		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
 	}
@@ -210,6 +219,7 @@ func TestKeysOfAVerityRoot(t *testing.T) {
 	}{
 		{"root package", pkg("root"), "rootfs verity initrd uki disk measure"},
 		{"files", file("files /a"), "rootfs verity initrd uki disk measure"},
+		{"layers", file("layers a"), "rootfs verity initrd uki disk measure"},
 		{"agent", func(s *Spec) { s.Guest.Agent.Size++ }, "rootfs verity initrd uki disk measure"},
 		{"shell", func(s *Spec) { s.Guest.Shell.Size++ }, "rootfs verity initrd uki disk measure"},
 		{"kernel package", pkg("kernel"), "kernel initrd uki disk measure"},
@@ -328,15 +338,48 @@ func TestKeysOfOldStores(t *testing.T) {
 		"kernel":   "a108a8b175fa",
 		"stub":     "9456524500a8",
 		"firmware": "1427c07815d9",
-		"initrd":   "751cc6e25d0d",
-		"uki":      "672f1dfd7888",
-		"disk":     "0426ffde32e6",
-		"measure":  "1be1bf71b50c",
+		"initrd":   "7794481b37e9",
+		"uki":      "bb501cd147b2",
+		"disk":     "278bdcb21b49",
+		"measure":  "e1dded68c684",
 	}
 	for _, s := range plan.Steps {
 		if got := s.Key.Short(); got != want[s.Name] {
 			t.Errorf("%s: %s, want %s", s.Name, got, want[s.Name])
 		}
+	}
+}
+
+// The disk is another one for a form that wants whole GiB, and the prediction for
+// a cloud says that its firmware is another.
+func TestKeysOfForms(t *testing.T) {
+	with := func(kinds ...string) *Spec {
+		s := onVerity()
+		s.Profile.Platform, s.Profile.Outputs.Kinds = profiles.PlatformVTPM, kinds
+		return s
+	}
+	for _, c := range []struct{ kinds, want string }{
+		{"raw", ""},
+		{"qcow2", "forms"},
+		{"raw qcow2", "forms"},
+		{"vhd", "forms measure"},
+		{"vmdk qcow2", "forms measure"},
+		{"gce", "disk forms measure"},
+	} {
+		if got := moved(t, with("raw"), with(strings.Fields(c.kinds)...)); got != c.want {
+			t.Errorf("%s: moves %q, want %q", c.kinds, got, c.want)
+		}
+	}
+	if got := moved(t, with("vmdk", "qcow2"), with("qcow2", "raw", "vmdk")); got != "" {
+		t.Errorf("another order: moves %q", got)
+	}
+	if got := moved(t, with("vmdk", "qcow2"), with("vmdk")); got != "forms" {
+		t.Errorf("one form less: moves %q", got)
+	}
+	a, b := with("qcow2"), with("qcow2")
+	b.Profile.Seed += "x" // on which identifiers in a form depend
+	if got := moved(t, a, b); !strings.HasSuffix(got, "disk forms measure") {
+		t.Errorf("seed: moves %q", got)
 	}
 }
 

@@ -42,7 +42,7 @@ func (s *site) mustBuild(p *profiles.Profile) (*Manifest, map[string]Outputs, *m
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return NewManifest(s.spec(p), results, nil), results, m
+	return NewManifest(s.spec(p), results, nil, nil), results, m
 }
 
 func names(m *Manifest) (out []string) {

@@ -7,6 +7,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/plinth-os/plinth/internal/erofs"
 	"github.com/plinth-os/plinth/internal/ident"
 	"github.com/plinth-os/plinth/internal/tree"
+	"github.com/plinth-os/plinth/profiles"
 )
 
 // runRootFS makes root.erofs, and the inventory of what is in it.
@@ -54,6 +57,10 @@ func (w *work) rootTree(ctx context.Context) (*rootfs.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
+	layers, err := w.rootLayers(ctx)
+	if err != nil {
+		return nil, err
+	}
 	files, err := w.profileFiles()
 	if err != nil {
 		return nil, err
@@ -62,8 +69,11 @@ func (w *work) rootTree(ctx context.Context) (*rootfs.Tree, error) {
 	if w.Profile.Agent.Shell {
 		files = append(files, tree.File(guestShell, 0o755, w.blob(w.Guest.Shell)))
 	}
-	t, err := rootfs.Build(pkgs, files, w.rootParams())
+	t, err := rootfs.Build(append(pkgs, layers...), files, w.rootParams())
 	if err != nil {
+		return nil, err
+	}
+	if err := w.nameFiles(&t.Inventory); err != nil {
 		return nil, err
 	}
 	for _, n := range t.Notes {
@@ -114,6 +124,73 @@ func (w *work) rootPackages(ctx context.Context) ([]rootfs.Package, error) {
 		})
 	}
 	return out, nil
+}
+
+// layerLimit bounds what one layer may hold, unpacked.
+const layerLimit = 8 << 30
+
+// rootLayers unpacks the layers of the root.
+func (w *work) rootLayers(ctx context.Context) ([]rootfs.Package, error) {
+	var out []rootfs.Package
+	for _, l := range w.Profile.Layers {
+		p, err := w.rootLayer(ctx, l)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", layerKey(l), err)
+		}
+		out = append(out, *p)
+	}
+	return out, nil
+}
+
+func (w *work) rootLayer(ctx context.Context, l profiles.Layer) (*rootfs.Package, error) {
+	if slices.ContainsFunc(w.Lock.Role(roleRoot), func(p source.Package) bool { return p.Name == l.Name }) {
+		return nil, errors.New("a package has this name, too")
+	}
+	r, err := w.file(layerKey(l))
+	if err != nil {
+		return nil, err
+	}
+	layer, err := source.UnpackLayer(ctx, w.Store, r, layerLimit)
+	if err != nil {
+		return nil, err
+	}
+	taken, err := rootfs.NewSelection(l.Paths, l.Strip, l.To)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := layer.Entries(w.Store, taken.Place)
+	if err != nil {
+		return nil, err
+	}
+	if err := taken.Check(); err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 {
+		return nil, errors.New("nothing is taken of it")
+	}
+	if uid, gid, ok := l.IDs(); ok {
+		for i := range entries {
+			entries[i].UID, entries[i].GID = uid, gid
+		}
+	}
+	return &rootfs.Package{
+		Name: l.Name, Version: "sha256:" + r.Digest.String(), SHA256: r.Digest, PURL: rootfs.GenericPURL(l.Name, r.Digest), Entries: entries,
+	}, nil
+}
+
+// nameFiles makes what the profile took from addresses components of the root.
+func (w *work) nameFiles(v *rootfs.Inventory) error {
+	for _, f := range w.Profile.Files {
+		if f.URL == "" {
+			continue
+		}
+		r, err := w.file(fileKey(f))
+		if err != nil {
+			return err
+		}
+		v.Name(rootfs.Component{Name: f.Path, Version: "sha256:" + r.Digest.String(), SHA256: r.Digest.String(), PURL: rootfs.GenericPURL(f.Path, r.Digest)})
+	}
+	return nil
 }
 
 // treeDigest is over everything of a tree but the order of what has none.

@@ -48,7 +48,11 @@ func Build(ctx context.Context, s *Spec, o Options) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewManifest(s, results, root), nil
+	drivers, err := readBuiltIn(o.Store, results)
+	if err != nil {
+		return nil, err
+	}
+	return NewManifest(s, results, root, drivers), nil
 }
 
 // Run makes everything in the plan that the store does not hold yet and

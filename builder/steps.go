@@ -30,7 +30,7 @@ var pipeline = []step{
 		run:    runFirmware,
 	},
 	{
-		name: "rootfs", version: 1, when: verityRoot,
+		name: "rootfs", version: 2, when: verityRoot,
 		does: "make the root file system of packages, files and the agent",
 		inputs: func(s *Spec) any {
 			p := s.Profile
@@ -39,16 +39,20 @@ var pipeline = []step{
 		run: runRootFS,
 	},
 	{
-		name: "verity", version: 1, needs: []string{"rootfs"}, when: verityRoot,
+		name: "verity", version: 2, needs: []string{"rootfs"}, when: verityRoot,
 		does: "hash the root file system; list what is in it",
 		inputs: func(s *Spec) any {
 			p := s.Profile
-			return []any{p.Name, p.Seed, p.Epoch, p.Root.Hash, p.Root.OnCorruption}
+			in := []any{p.Name, p.Seed, p.Epoch, p.Root.Hash, p.Root.OnCorruption}
+			if p.Root.Layout != "" {
+				in = append(in, p.Root.Layout)
+			}
+			return in
 		},
 		run: runVerity,
 	},
 	{
-		name: "initrd", version: 2, needs: []string{"kernel", "verity"},
+		name: "initrd", version: 3, needs: []string{"kernel", "verity"},
 		does:   "pack the agent, its configuration, modules and what else the root does not hold",
 		inputs: initrdInputs,
 		run:    runInitrd,
@@ -68,6 +72,12 @@ var pipeline = []step{
 		does: "lay out ESP and root on a GPT disk",
 		inputs: func(s *Spec) any {
 			in := []any{s.Profile.Seed, s.Profile.Epoch}
+			if n := s.diskMultiple(); n > 0 {
+				in = append(in, n)
+			}
+			if p := s.Profile; p.Verity() && p.Root.Layout != "" {
+				in = append(in, p.Root.Layout)
+			}
 			if s.signedRoot() { // the private key stands in it by its certificate
 				in = append(in, s.origin("", "root.verity_cert"))
 			}
@@ -76,11 +86,23 @@ var pipeline = []step{
 		run: runDisk,
 	},
 	{
+		name: "forms", version: 1, needs: []string{"disk"}, when: otherForms,
+		does: "write the disk in the forms that hypervisors and clouds take",
+		inputs: func(s *Spec) any {
+			p := s.Profile
+			return []any{p.Seed, p.Epoch, p.Outputs.Forms()}
+		},
+		run: runForms,
+	},
+	{
 		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk"},
 		does: "predict what firmware, stub and kernel will measure",
 		inputs: func(s *Spec) any {
 			p := s.Profile
 			in := []any{p.Name, p.Platform, p.Machine, p.Agent.Phases, cas.Sum(s.Records)}
+			if notes := cloudNotes(p); len(notes) > 0 {
+				in = append(in, notes)
+			}
 			switch p.Platform {
 			case profiles.PlatformSNP:
 				in = append(in, p.SNP)
@@ -132,7 +154,11 @@ func (s *Spec) signedRoot() bool { return s.Profile.Verity() && s.Profile.Root.V
 // rootInputs decide what is in the root, wherever it is.
 func (s *Spec) rootInputs() any {
 	p := s.Profile
-	return []any{s.Guest.Agent, s.shell(), s.origin(roleRoot, "files"), placement(p.Files), p.Root.Exclude, p.Root.Alternatives, p.Users, p.Groups}
+	in := []any{s.Guest.Agent, s.shell(), s.origin(roleRoot, "files"), placement(p.Files), p.Root.Exclude, p.Root.Alternatives, p.Users, p.Groups}
+	if len(p.Layers) > 0 {
+		in = append(in, s.origin("", "layers"), layerPlacement(p.Layers))
+	}
+	return in
 }
 
 // shell is the digest of the shell, for a profile that has one.
@@ -173,7 +199,20 @@ func hasKeyPrefix(path, key string) bool {
 func placement(files []profiles.File) any {
 	var out []string
 	for _, f := range files {
-		out = append(out, fmt.Sprintf("%s %o %s %t %s", f.Path, f.Perm(), f.Owner, f.Dir, f.Link))
+		at := fmt.Sprintf("%s %o %s %t %s", f.Path, f.Perm(), f.Owner, f.Dir, f.Link)
+		if f.URL != "" { // a component of its own in the bills of materials
+			at += " pinned"
+		}
+		out = append(out, at)
+	}
+	return out
+}
+
+// layerPlacement is what is taken of layers, and where it goes.
+func layerPlacement(layers []profiles.Layer) any {
+	var out [][]any
+	for _, l := range layers {
+		out = append(out, []any{l.Name, l.Paths, l.Strip, l.To, l.Owner})
 	}
 	return out
 }

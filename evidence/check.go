@@ -28,8 +28,8 @@ func (r *Report) check() error {
 		}
 	}
 	for i, s := range r.Services {
-		if s.PID < 0 || !slices.Contains([]string{Running, Exited, Failed}, s.State) {
-			return fmt.Errorf("services[%d]: process %d is %q, want %s, %s or %s", i, s.PID, s.State, Running, Exited, Failed)
+		if s.PID < 0 || !slices.Contains([]string{Running, Exited, Failed, Waiting}, s.State) {
+			return fmt.Errorf("services[%d]: process %d is %q, want %s, %s, %s or %s", i, s.PID, s.State, Running, Exited, Failed, Waiting)
 		}
 	}
 	return nil

@@ -48,6 +48,7 @@ type Report struct {
 
 	RootTable  string `json:"root_table,omitempty"`  // the device-mapper's table of a verity root: start, length, target, parameters
 	RootDevice string `json:"root_device,omitempty"` // of "/": major:minor
+	RootLower  string `json:"root_lower,omitempty"`  // of the verity root below an overlay: major:minor
 }
 
 // What the root file system of a guest can be.
@@ -67,14 +68,15 @@ type Extend struct {
 type Service struct {
 	Name  string `json:"name"`
 	PID   int    `json:"pid"`   // 0 when it never ran
-	State string `json:"state"` // Running, Exited or Failed
+	State string `json:"state"` // Running, Exited, Failed or Waiting
 }
 
 // States of a Service.
 const (
 	Running = "running"
-	Exited  = "exited" // with status 0
-	Failed  = "failed" // with another status, by a signal, or not started at all
+	Exited  = "exited"  // with status 0
+	Failed  = "failed"  // with another status, by a signal, or not started at all
+	Waiting = "waiting" // for a path that is not there yet
 )
 
 // A Stage is a part of the boot.

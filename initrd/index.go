@@ -60,6 +60,10 @@ func IndexModules(fsys fs.FS) (*Modules, error) {
 	return m, nil
 }
 
+// BuiltIn reports whether the kernel itself has the module of that name, which is
+// no alias. Without modules.builtin it has none.
+func (m *Modules) BuiltIn(name string) bool { return m.builtin[canonical(name)] }
+
 // moduleName returns the name of the module in the file p.
 func moduleName(p string) (name string, ok bool) {
 	base := path.Base(p)

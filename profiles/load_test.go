@@ -258,7 +258,7 @@ func TestOverrides(t *testing.T) {
 		{[]string{"kernel.package=linux-image-amd64"}, "", "{linux-image-amd64    []}", func(p *Profile) any { return p.Kernel }},
 		{[]string{"sources.sid.suite=sid", "sources.sid.check_valid_until=false"}, "", "{sid [main] []  false false  sid}", func(p *Profile) any { return p.Sources["sid"] }},
 		{[]string{"sources.debian.mirror=http://mirror.example/debian"}, "", "[http://mirror.example/debian]", func(p *Profile) any { return p.Sources["debian"].Mirror }},
-		{[]string{`services=[{name="a", exec=["/a"], env={X="1"}}]`}, "", "[{a [/a] map[X:1]}]", func(p *Profile) any { return p.Services }},
+		{[]string{`services=[{name="a", exec=["/a"], env={X="1"}}]`}, "", "[{a [/a] map[X:1]  }]", func(p *Profile) any { return p.Services }},
 	} {
 		p, err := load(text, Options{Set: c.set, SourceDateEpoch: c.epoch})
 		if err != nil {

@@ -38,6 +38,7 @@ type Profile struct {
 	Initrd   Initrd            `toml:"initrd" doc:"How the initrd is packed."`
 	Root     Root              `toml:"root" doc:"The root file system."`
 	Files    []File            `toml:"files" doc:"Files added to the root file system, one table each; an entry of the same path in an extended profile is changed."`
+	Layers   []Layer           `toml:"layers" doc:"Layers of container images, and other archives that registries keep, unpacked into the root file system like packages; an entry of the same name in an extended profile is changed."`
 	Users    []User            `toml:"users" doc:"Accounts added to those that packages declare, one table each; an entry of the same name in an extended profile is changed."`
 	Groups   []Group           `toml:"groups" doc:"Groups added in the same way."`
 	Services []Service         `toml:"services" doc:"Programs that the agent starts and supervises, in this order; an entry of the same name in an extended profile is changed."`
@@ -124,10 +125,11 @@ type Root struct {
 	Kind         string   `toml:"kind" default:"'verity'" enum:"verity|initrd" doc:"verity: an EROFS on the disk, each block of which the kernel checks against the root hash in the measured command line. initrd: the initrd is the root."`
 	Packages     []string `toml:"packages,unique" format:"package" doc:"Packages unpacked into the root, with all that they depend on. Their maintainer scripts do not run."`
 	Bare         []string `toml:"bare,unique" format:"package" doc:"Packages unpacked without the packages of other sources that they depend on: those whose files are of use alone."`
-	Exclude      []string `toml:"exclude,unique" format:"pattern" doc:"What is left out of packages, with all below it: absolute paths, in which * and ? stand for parts of a name and ** for any number of names."`
+	Exclude      []string `toml:"exclude,unique" format:"pattern" doc:"What is left out of packages and layers, with all below it: absolute paths, in which * and ? stand for parts of a name and ** for any number of names."`
 	Overlay      bool     `toml:"overlay" default:"false" doc:"Lay a file system in memory over a verity root: it can be written to, and what was written is gone at the end."`
 	OnCorruption string   `toml:"on_corruption" default:"'panic'" enum:"panic|restart" doc:"What the kernel does at the first block of a verity root that is not the one that was built."`
 	Hash         string   `toml:"hash" default:"'sha256'" enum:"sha256|sha512" doc:"Hash algorithm of a verity root."`
+	Layout       string   `toml:"layout" json:",omitempty" enum:"kata" doc:"kata: the root is the disk's first partition and its hash tree, without a superblock, the second, where the runtime of Kata Containers expects them. Absent: as the Discoverable Partitions Specification has it."`
 
 	VerityKey  string `toml:"verity_key" format:"file" doc:"Private key that signs the root hash of a verity root, PEM (PKCS #8), RSA. The signature is a partition of its own, for veritysetup, systemd and kernels that ask for one; the guest needs none, because its root hash is measured."`
 	VerityCert string `toml:"verity_cert" format:"file" doc:"Certificate of that key, PEM."`
@@ -152,10 +154,12 @@ type Group struct {
 	GID  int    `toml:"gid" min:"1" max:"4294967294" doc:"Number. Absent: the next free one downwards from 999."`
 }
 
-// File is a file, link or directory of the guest: exactly one of Source, Text, Link and Dir is given.
+// File is a file, link or directory of the guest: exactly one of Source, URL, Text, Link and Dir is given.
 type File struct {
 	Path   string `toml:"path,id" format:"guest" doc:"Absolute path in the guest. A file of a package by this name gives way."`
-	Source string `toml:"source" format:"file" excludes:"text link dir" doc:"File with the content."`
+	Source string `toml:"source" format:"file" excludes:"url text link dir" doc:"File with the content."`
+	URL    string `toml:"url" format:"url" excludes:"text link dir" doc:"Address of the content. Wants sha256."`
+	SHA256 string `toml:"sha256" format:"sha256" excludes:"text link dir" doc:"SHA-256 of the content of source or url, which must have it."`
 	Text   string `toml:"text" excludes:"link dir" doc:"The content itself."`
 	Link   string `toml:"link" format:"target" excludes:"dir mode" doc:"Makes it a symbolic link to this path."`
 	Dir    bool   `toml:"dir" doc:"Makes it a directory."`
@@ -163,11 +167,27 @@ type File struct {
 	Owner  string `toml:"owner" default:"'0:0'" format:"owner" doc:"Numeric user and group, UID:GID."`
 }
 
+// Layer is a layer of a container image, or another archive: exactly one of Source, Layout and Registry is given.
+type Layer struct {
+	Name     string   `toml:"name,id" format:"name" doc:"Name of the layer, in messages and in the bills of materials."`
+	Digest   string   `toml:"digest,required" format:"digest" doc:"Digest of the layer as it is stored: a tar archive as it is, or packed with gzip, zstd or xz."`
+	Source   string   `toml:"source" format:"file" excludes:"layout registry" doc:"File that is the layer."`
+	Layout   string   `toml:"layout" format:"file" excludes:"registry" doc:"OCI image layout that has the layer: a directory, or a tar archive of one."`
+	Registry string   `toml:"registry" format:"repository" doc:"Repository that has the layer, as in registry.example.com/team/image. It is asked over HTTPS, with the credentials that docker login left."`
+	Paths    []string `toml:"paths,unique" format:"pattern" doc:"What is taken of the layer, with all below it: patterns as in root.exclude, of paths in the layer. Absent: all."`
+	Strip    int      `toml:"strip" min:"0" max:"64" doc:"Number of leading parts to take off every path. What has no more parts is left out."`
+	To       string   `toml:"to" format:"guest" doc:"Directory of the guest that the paths start from. Absent: /."`
+	Owner    string   `toml:"owner" format:"owner" doc:"Numeric user and group of everything taken, UID:GID. Absent: as in the layer."`
+}
+
 // Service is a program that the agent starts.
 type Service struct {
 	Name string            `toml:"name,id" format:"name" doc:"Name of the service, in reports and on the console."`
 	Exec []string          `toml:"exec,nonempty" format:"word" doc:"The program, by absolute path in the guest, and its arguments. No shell reads them."`
 	Env  map[string]string `toml:"env" format:"variable" doc:"Environment; nothing is inherited."`
+
+	After   string `toml:"after" json:",omitempty" format:"guest" doc:"Start it once this path is there, a socket for instance. Absent: at once."`
+	Restart string `toml:"restart" json:",omitempty" enum:"failure|always" doc:"Start it again, after a second: failure, when it ended otherwise than with status 0, or always. Absent: never."`
 }
 
 // Agent is what PID 1 does beyond its fixed stages.
@@ -233,6 +253,15 @@ const (
 	RootInitrd = "initrd"
 )
 
+// When a service is started again, see Service.Restart.
+const (
+	RestartFailure = "failure"
+	RestartAlways  = "always"
+)
+
+// LayoutKata is a layout of the disk, see Root.Layout.
+const LayoutKata = "kata"
+
 // Platforms.
 const (
 	PlatformVTPM = "vtpm"
@@ -261,7 +290,22 @@ func (p *Profile) HasGeneric() bool { return p.Firmware.Generic.Code+p.Firmware.
 
 // Outputs is what a build writes beside the files it always writes.
 type Outputs struct {
-	Kinds []string `toml:"kinds,unique,nonempty" default:"['raw']" enum:"raw" doc:"Disk image formats."`
+	Kinds []string `toml:"kinds,unique,nonempty" default:"['raw']" enum:"raw|qcow2|vhd|vmdk|gce" doc:"Forms of the disk. raw is always written; the others stand beside it: qcow2 (QEMU, OpenStack), vhd (Azure), vmdk (VMware, AWS), gce (Google Compute Engine, which makes the disk whole GiB)."`
+}
+
+// RawDisk is the kind of output that every image has.
+const RawDisk = "raw"
+
+// Forms are the forms of the disk besides raw, sorted.
+func (o Outputs) Forms() []string {
+	var out []string
+	for _, k := range o.Kinds {
+		if k != RawDisk {
+			out = append(out, k)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // Perm returns the permission bits of f, set-user-id, set-group-id and sticky included.
@@ -280,8 +324,16 @@ func (f File) Perm() uint32 {
 func (f File) HasContent() bool { return f.Link == "" && !f.Dir }
 
 // IDs returns the user and group of f.
-func (f File) IDs() (uid, gid uint32) {
-	u, g, _ := strings.Cut(f.Owner, ":")
+func (f File) IDs() (uid, gid uint32) { return ids(f.Owner) }
+
+// IDs returns the user and group of what is taken of l, and whether l says them.
+func (l Layer) IDs() (uid, gid uint32, ok bool) {
+	uid, gid = ids(l.Owner)
+	return uid, gid, l.Owner != ""
+}
+
+func ids(owner string) (uid, gid uint32) {
+	u, g, _ := strings.Cut(owner, ":") // the format was checked when it was read
 	ui, _ := strconv.ParseUint(u, 10, 32)
 	gi, _ := strconv.ParseUint(g, 10, 32)
 	return uint32(ui), uint32(gi)

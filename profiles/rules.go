@@ -46,6 +46,8 @@ func (r *rules) judge() {
 	r.platform()
 	r.suites()
 	r.files()
+	r.layers()
+	r.services()
 	r.root()
 	r.cmdline()
 	r.agent()
@@ -184,8 +186,12 @@ func (r *rules) suites() {
 func (r *rules) files() {
 	for i, f := range r.Files {
 		table := r.tree.table["files"].list[i].table
-		if table["source"] == nil && table["text"] == nil && f.HasContent() && r.faults.sound("files[].source", "files[].text", "files[].link", "files[].dir") {
-			r.fault(spot{"files", i}, "", "source is missing, or text, link or dir")
+		if table["source"] == nil && table["url"] == nil && table["text"] == nil && f.HasContent() &&
+			r.faults.sound("files[].source", "files[].url", "files[].text", "files[].link", "files[].dir") {
+			r.fault(spot{"files", i}, "", "source is missing, or url, text, link or dir")
+		}
+		if f.URL != "" && f.SHA256 == "" && r.faults.sound("files[].sha256") {
+			r.fault(spot{"files", i, "sha256"}, "", "is missing: what is at the URL may change")
 		}
 		for _, p := range reserved {
 			if f.Path == p || strings.HasPrefix(f.Path, p+"/") {
@@ -193,6 +199,17 @@ func (r *rules) files() {
 			}
 		}
 	}
+}
+
+func (r *rules) layers() {
+	for i, l := range r.Layers {
+		if l.Source+l.Layout+l.Registry == "" && r.faults.sound("layers[].source", "layers[].layout", "layers[].registry") {
+			r.fault(spot{"layers", i}, "", "source is missing, or layout or registry")
+		}
+	}
+}
+
+func (r *rules) services() {
 	for i, s := range r.Services {
 		if len(s.Exec) > 0 && !path.IsAbs(s.Exec[0]) && r.faults.sound("services[].exec") {
 			r.fault(spot{"services", i, "exec", 0}, "", "%s: want the absolute path of the program", quote(s.Exec[0]))
@@ -212,6 +229,14 @@ func (r *rules) root() {
 			r.fault(spot{"root", "verity_cert"}, "", "is missing: root.verity_key signs in its name")
 		case key == "":
 			r.fault(spot{"root", "verity_key"}, "", "is missing: root.verity_cert alone signs nothing")
+		}
+	}
+	if r.Root.Layout == LayoutKata && r.faults.sound("root.kind", "root.hash") {
+		switch {
+		case !r.Verity():
+			r.fault(spot{"root", "layout"}, "", "is for root.kind %s", quote(RootVerity))
+		case r.Root.Hash != "sha256":
+			r.fault(spot{"root", "hash"}, "", "%s: the runtime of Kata Containers knows sha256 alone", quote(r.Root.Hash))
 		}
 	}
 	for _, link := range slices.Sorted(maps.Keys(r.Root.Alternatives)) {

@@ -184,7 +184,7 @@ func TestSchema(t *testing.T) {
 }
 
 // everything gives every key of the format.
-const everything = `schema = 1
+var everything = `schema = 1
 extends = "vtpm"
 arch = "amd64"
 platform = "vtpm"
@@ -251,10 +251,33 @@ dir = true
 [[files]]
 path = "/b"
 source = "b"
+sha256 = "` + zeros + `"
+[[files]]
+path = "/u"
+url = "https://files.example.com/u"
+sha256 = "` + zeros + `"
+[[layers]]
+name = "a"
+digest = "sha256:` + zeros + `"
+source = "a.tar"
+paths = ["/usr/**"]
+strip = 1
+to = "/opt"
+owner = "0:0"
+[[layers]]
+name = "b"
+digest = "sha256:` + zeros + `"
+layout = "b"
+[[layers]]
+name = "c"
+digest = "sha256:` + zeros + `"
+registry = "registry.example.com/team/c"
 [[services]]
 name = "s"
 exec = ["/b", ""]
 env = { A = "" }
+after = "/run/s.sock"
+restart = "failure"
 [agent]
 phases = ["ready"]
 fw_cfg = true
@@ -289,6 +312,8 @@ package = "ovmf"
 suite = "sid"
 code = "a"
 vars = "b"
+[root]
+layout = "kata"
 [snp]
 vcpu_types = ["EPYC-v4"]
 policy = "0x30000"
@@ -311,6 +336,9 @@ mr_config_id = "` + strings.Repeat("0a", 48) + `"
 mr_owner = "` + strings.Repeat("0b", 48) + `"
 mr_owner_config = "` + strings.Repeat("0c", 48) + `"
 `}
+
+// zeros is a SHA-256 in hexadecimal.
+var zeros = strings.Repeat("0", 64)
 
 // notEverything are keys that exclude one that everything gives.
 var notEverything = []string{"kernel.file", "kernel.modules_dir", "stub.file", "firmware.code_file", "firmware.vars_file"}

@@ -135,3 +135,12 @@ func (r *Root) Top(data, hash io.ReaderAt) error {
 	}
 	return nil
 }
+
+// Verify checks every block of data and tree.
+func (r *Root) Verify(data, hash io.ReaderAt) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	start := int64(r.HashStart) * int64(r.HashBlockSize)
+	return Verify(data, io.NewSectionReader(hash, start, r.TreeSize()), r.Params, r.RootHash)
+}

@@ -115,6 +115,9 @@ func (c *Config) checkServices() error {
 		if slices.ContainsFunc(s.Exec, hasNUL) {
 			return fmt.Errorf("services[%d]: %s: exec %q: a NUL", i, s.Name, s.Exec)
 		}
+		if s.After != "" && !absolute(s.After) {
+			return fmt.Errorf("services[%d]: %s: after %q: want an absolute path", i, s.Name, s.After)
+		}
 		for k, v := range s.Env {
 			if k == "" || strings.ContainsAny(k, "=\x00") || hasNUL(v) {
 				return fmt.Errorf("services[%d]: %s: env: %q: not a variable's name or value", i, s.Name, k)

@@ -83,6 +83,8 @@ type Service struct {
 	Name    string            `json:"name"`
 	Exec    []string          `json:"exec"` // absolute path and arguments
 	Env     map[string]string `json:"env,omitempty"`
+	After   string            `json:"after,omitempty"`   // start it once this path is there; empty: at once
+	Retry   bool              `json:"retry,omitempty"`   // start it again when it failed
 	Restart bool              `json:"restart,omitempty"` // start it again when it ends
 }
 

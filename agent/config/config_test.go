@@ -148,6 +148,7 @@ func TestRefuses(t *testing.T) {
 		{"service without a program", "services[0]: echo: exec", func(c *Config) { c.Services[0].Exec = nil }},
 		{"service by relative path", "services[0]: echo: exec", func(c *Config) { c.Services[0].Exec[0] = "echo" }},
 		{"service argument with a NUL", "services[0]: echo: exec", func(c *Config) { c.Services[0].Exec[1] = "a\x00" }},
+		{"service after a relative path", "services[0]: echo: after", func(c *Config) { c.Services[0].After = "run/socket" }},
 		{"variable without a name", "services[0]: echo: env", func(c *Config) { c.Services[0].Env[""] = "x" }},
 		{"variable's name with =", "services[0]: echo: env", func(c *Config) { c.Services[0].Env["A=B"] = "x" }},
 		{"variable with a NUL", "services[0]: echo: env", func(c *Config) { c.Services[0].Env["A"] = "\x00" }},

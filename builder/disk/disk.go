@@ -37,6 +37,10 @@ type Partition struct {
 type Disk struct {
 	ID         gpt.GUID // not zero
 	Partitions []Partition
+
+	// Multiple is what the disk's size is a multiple of, in bytes: whole MiB. 0 is
+	// 1 MiB.
+	Multiple int64
 }
 
 // Layout returns the table of the disk: where each partition lies and, as
@@ -44,6 +48,9 @@ type Disk struct {
 func (d *Disk) Layout() (*gpt.Table, error) {
 	if d.ID == (gpt.GUID{}) {
 		return nil, fmt.Errorf("disk: GUID is zero")
+	}
+	if d.Multiple < 0 || d.Multiple%alignment != 0 || d.Multiple > 1<<40 {
+		return nil, fmt.Errorf("disk: size is to be a multiple of %d bytes: want whole MiB, at most 1 TiB", d.Multiple)
 	}
 	if len(d.Partitions) > maxPartitions {
 		return nil, fmt.Errorf("disk: %d partitions: want at most %d", len(d.Partitions), maxPartitions)
@@ -59,7 +66,7 @@ func (d *Disk) Layout() (*gpt.Table, error) {
 			return nil, fmt.Errorf("disk: partition %q: GUID %v is used twice", p.Name, p.ID)
 		}
 		seen[p.ID] = true
-		end := roundUp(next + p.Size)
+		end := roundUp(next+p.Size, alignment)
 		t.Partitions = append(t.Partitions, gpt.Partition{
 			Type: p.Type, ID: p.ID, Attributes: p.Attributes, Name: p.Name,
 			First: uint64(next) / sectorSize,
@@ -67,7 +74,8 @@ func (d *Disk) Layout() (*gpt.Table, error) {
 		})
 		next = end
 	}
-	t.Sectors = uint64(next+alignment) / sectorSize // the last MiB holds the backup
+	size := roundUp(next+alignment, max(d.Multiple, alignment)) // the last MiB holds the backup
+	t.Sectors = uint64(size) / sectorSize
 	t.LastUsable = t.Sectors - reserved - 1
 	return t, nil
 }
@@ -84,7 +92,7 @@ func (p *Partition) check() error {
 	return nil
 }
 
-func roundUp(n int64) int64 { return (n + alignment - 1) / alignment * alignment }
+func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }
 
 // Write writes the disk to w, which must be empty: zeros are left out, so that
 // a file gets holes. The last sector is always written, hence a file ends with

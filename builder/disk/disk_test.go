@@ -98,6 +98,34 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// A disk that is to be a multiple of something ends with its backup table there,
+// and its partitions lie where they lay.
+func TestMultiple(t *testing.T) {
+	small, err := (&Disk{ID: sample(t).ID, Partitions: sample(t).Partitions}).Layout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for multiple, want := range map[int64]int64{0: 39 * mib, mib: 39 * mib, 13 * mib: 39 * mib, 64 * mib: 64 * mib, 1 << 30: 1 << 30} {
+		d := sample(t)
+		d.Multiple = multiple
+		f := create(t, d)
+		fi, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		table, err := gpt.Read(f, fi.Size())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Size() != want || int64(table.Sectors)*512 != want || table.LastUsable != uint64(want/512)-34 {
+			t.Errorf("a multiple of %d: %d bytes, %d sectors, usable to %d; want %d bytes", multiple, fi.Size(), table.Sectors, table.LastUsable, want)
+		}
+		if diff := cmp.Diff(small.Partitions, table.Partitions); diff != "" {
+			t.Errorf("a multiple of %d: %s", multiple, diff)
+		}
+	}
+}
+
 // A change of these bytes changes PCR 5 of every image.
 func TestWriteGolden(t *testing.T) {
 	const want = "dd88dae55228ddeca08a5a9b43d0487bfd16515b24e8a27a192e0e518dfefac1"
@@ -234,31 +262,34 @@ func TestRefuses(t *testing.T) {
 		want string
 	}{
 		{"no GUID", Disk{}, "GUID is zero"},
-		{"no partition GUID", Disk{id(1), with(func(p *Partition) { p.ID = gpt.GUID{} })}, "want neither zero"},
-		{"no type", Disk{id(1), with(func(p *Partition) { p.Type = gpt.GUID{} })}, "want neither zero"},
-		{"same GUID", Disk{id(2), []Partition{good}}, "used twice"},
-		{"size 0", Disk{id(1), with(func(p *Partition) { p.Size = 0 })}, "size is 0"},
-		{"negative size", Disk{id(1), with(func(p *Partition) { p.Size = -512 })}, "size is -512"},
-		{"huge", Disk{id(1), with(func(p *Partition) { p.Size = 1 << 51 })}, "size is"},
-		{"long name", Disk{id(1), with(func(p *Partition) { p.Name = strings.Repeat("🌱", 19) })}, "36 UTF-16"},
-		{"too many", Disk{id(1), many}, "129 partitions"},
-		{"write past the end", Disk{id(1), with(func(p *Partition) {
+		{"no partition GUID", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.ID = gpt.GUID{} })}, "want neither zero"},
+		{"no type", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.Type = gpt.GUID{} })}, "want neither zero"},
+		{"same GUID", Disk{ID: id(2), Partitions: []Partition{good}}, "used twice"},
+		{"size 0", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.Size = 0 })}, "size is 0"},
+		{"negative size", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.Size = -512 })}, "size is -512"},
+		{"huge", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.Size = 1 << 51 })}, "size is"},
+		{"long name", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.Name = strings.Repeat("🌱", 19) })}, "36 UTF-16"},
+		{"too many", Disk{ID: id(1), Partitions: many}, "129 partitions"},
+		{"size in half MiB", Disk{ID: id(1), Multiple: 3 << 19}, "want whole MiB"},
+		{"negative multiple", Disk{ID: id(1), Multiple: -1 << 20}, "want whole MiB"},
+		{"huge multiple", Disk{ID: id(1), Multiple: 1 << 41}, "at most 1 TiB"},
+		{"write past the end", Disk{ID: id(1), Partitions: with(func(p *Partition) {
 			p.Content = func(w io.WriterAt) error { _, err := w.WriteAt([]byte("xx"), 511); return err }
 		})}, "write of 2 bytes at 511"},
-		{"write behind the end", Disk{id(1), with(func(p *Partition) {
+		{"write behind the end", Disk{ID: id(1), Partitions: with(func(p *Partition) {
 			p.Content = func(w io.WriterAt) error { _, err := w.WriteAt([]byte("xx"), 4096); return err }
 		})}, "write of 2 bytes at 4096"},
-		{"write before the start", Disk{id(1), with(func(p *Partition) {
+		{"write before the start", Disk{ID: id(1), Partitions: with(func(p *Partition) {
 			p.Content = func(w io.WriterAt) error { _, err := w.WriteAt([]byte("xx"), -1); return err }
 		})}, "write of 2 bytes at -1"},
-		{"content fails", Disk{id(1), with(func(p *Partition) { p.Content = func(io.WriterAt) error { return boom } })}, "boom"},
+		{"content fails", Disk{ID: id(1), Partitions: with(func(p *Partition) { p.Content = func(io.WriterAt) error { return boom } })}, "boom"},
 	} {
 		err := Write(make(memory, 4*mib), tt.d)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
 		}
 	}
-	if err := Write(make(memory, 4*mib), Disk{id(1), []Partition{good}}); err != nil {
+	if err := Write(make(memory, 4*mib), Disk{ID: id(1), Partitions: []Partition{good}}); err != nil {
 		t.Error(err)
 	}
 }

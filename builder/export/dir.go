@@ -144,7 +144,7 @@ func place(ctx context.Context, st *cas.Store, r cas.Ref, path string) error {
 		return err
 	}
 	defer src.Close()
-	return builder.ReplaceFile(path, func(dst *os.File) error { return copyContext(ctx, dst, src) })
+	return builder.ReplaceFile(path, func(dst *os.File) error { return copyFile(ctx, dst, src, r.Size) })
 }
 
 // holds reports whether the file at path is the blob.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/builder/source"
 	"github.com/plinth-os/plinth/internal/cas"
@@ -195,6 +197,49 @@ func TestLeftovers(t *testing.T) {
 	f.mustExport()
 	if got, want := f.names(), ".hidden "+strings.Replace(all, "manifest.json", "manifest.json notes", 1); got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A disk is mostly holes, and stays so.
+func TestHoles(t *testing.T) {
+	f := newFixture(t)
+	const size = 64 << 20
+	for name, data := range map[string]map[int64]string{
+		"empty": {}, "start": {0: "x"}, "end": {size - 1: "x"}, "middle": {20 << 20: strings.Repeat("disk", 3<<20), 50 << 20: "x"},
+	} {
+		w, err := f.store.Create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at, text := range data {
+			if _, err := w.WriteAt([]byte(text), at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.File().Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		r, err := w.Commit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.manifest.Artefacts = []builder.Artefact{{Name: "disk", Ref: r}}
+		f.mustExport()
+		got := f.read("disk")
+		if cas.Sum([]byte(got)) != r.Digest {
+			t.Errorf("%s: another content", name)
+		}
+		var st, blob unix.Stat_t
+		hex := r.Digest.String()
+		if err := errors.Join(unix.Stat(filepath.Join(f.dir, "disk"), &st), unix.Stat(filepath.Join(f.store.Dir(), "blobs", "sha256", hex[:2], hex), &blob)); err != nil {
+			t.Fatal(err)
+		}
+		if blob.Blocks*512 >= size {
+			testenv.Missing(t, "sparse", "the file system makes no holes")
+		}
+		if st.Blocks*512 > 16<<20 {
+			t.Errorf("%s: %d bytes on the disk, %d in the store", name, st.Blocks*512, blob.Blocks*512)
+		}
 	}
 }
 

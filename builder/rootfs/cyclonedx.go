@@ -78,9 +78,12 @@ func cdxFile(f File) cdx.Component {
 func (v *Inventory) cdxPackage(c *Component) cdx.Component {
 	u := v.purl(c)
 	out := cdx.Component{BOMRef: u, Type: cdx.ComponentTypeLibrary, Name: c.Name, Version: c.Version, Description: c.Summary, PackageURL: u}
+	if c.PURL != "" {
+		out.Type = cdx.ComponentTypeApplication
+	}
 	if c.Supplier != "" {
-		name, address, _ := strings.Cut(strings.TrimSuffix(c.Supplier, ">"), "<")
-		out.Supplier = &cdx.OrganizationalEntity{Name: strings.TrimSpace(name)}
+		name, address := party(c.Supplier)
+		out.Supplier = &cdx.OrganizationalEntity{Name: name}
 		if address != "" {
 			out.Supplier.Contact = &[]cdx.OrganizationalContact{{Email: address}}
 		}

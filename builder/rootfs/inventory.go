@@ -29,6 +29,7 @@ type Component struct {
 	Homepage      string    `json:"homepage,omitempty"`
 	Summary       string    `json:"summary,omitempty"`
 	SHA256        string    `json:"sha256,omitempty"`  // of the .deb
+	PURL          string    `json:"purl,omitempty"`    // of what is no Debian package
 	Licence       string    `json:"licence,omitempty"` // SPDX expression, "" when the copyright file has no such form
 	Licences      []Licence `json:"licences,omitempty"`
 	Depends       []string  `json:"depends,omitempty"` // other components by name, sorted
@@ -74,7 +75,9 @@ func (b *build) inventory() Inventory {
 
 func (b *build) component(p *pkg, inside map[string]bool) Component {
 	c := Component{Name: p.Name, Version: p.Version, Arch: p.Arch, Supplier: p.control["maintainer"], Homepage: p.control["homepage"]}
-	c.Source, c.SourceVersion = p.source()
+	if c.PURL = p.PURL; c.PURL == "" {
+		c.Source, c.SourceVersion = p.source()
+	}
 	c.Summary, _, _ = strings.Cut(p.control["description"], "\n")
 	if p.SHA256 != [32]byte{} {
 		c.SHA256 = hex.EncodeToString(p.SHA256[:])

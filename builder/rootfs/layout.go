@@ -25,6 +25,9 @@ var directories = []tree.Entry{
 	tree.Dir("var/tmp", 0o1777),
 }
 
+// hosts is what a guest calls itself before it knows of any network.
+const hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost\n"
+
 // layout adds what every tree has. A machine-id that is empty is one that is not
 // decided yet, machine-id(5); the addresses of name servers are the network's.
 func (b *build) layout() error {
@@ -49,6 +52,7 @@ func (b *build) layout() error {
 	if b.at[Agent] != nil {
 		b.make(tree.Symlink("init", "/"+Agent))
 	}
+	b.make(tree.File("etc/hosts", 0o644, tree.Bytes([]byte(hosts))))
 	b.noteHidden()
 	return nil
 }
@@ -57,11 +61,17 @@ func (b *build) layout() error {
 // over them.
 func (b *build) noteHidden() {
 	for name, n := range b.at {
-		top, _, below := strings.Cut(name, "/")
-		if below && n.Type() != tree.TypeDir && slices.Contains([]string{"dev", "proc", "run", "sys", "tmp"}, top) {
+		if n.Type() != tree.TypeDir && hidden(name) {
+			top, _, _ := strings.Cut(name, "/")
 			b.note(n.pkgName(), "/%s is hidden by what the agent mounts on /%s", name, top)
 		}
 	}
+}
+
+// hidden reports whether something is mounted over a name.
+func hidden(name string) bool {
+	top, _, below := strings.Cut(name, "/")
+	return below && slices.Contains([]string{"dev", "proc", "run", "sys", "tmp"}, top)
 }
 
 func (b *build) remove(name string) {
@@ -80,7 +90,8 @@ var copies = map[string][][2]string{
 		{"usr/share/base-files/motd", "etc/motd"},
 		{"usr/share/base-files/profile", "etc/profile"},
 	},
-	"libc-bin": {{"usr/share/libc-bin/nsswitch.conf", "etc/nsswitch.conf"}},
+	"libc-bin":     {{"usr/share/libc-bin/nsswitch.conf", "etc/nsswitch.conf"}},
+	"nginx-common": {{"usr/share/nginx/html/index.html", "var/www/html/index.nginx-debian.html"}},
 }
 
 // made are directories and links that a package's script makes.
@@ -93,6 +104,10 @@ var made = map[string][]tree.Entry{
 		tree.Dir("var/opt", 0o755),
 		tree.Symlink("etc/dpkg/origins/default", "debian"),
 		tree.Symlink("usr/local/man", "share/man"),
+	},
+	"nginx-common": {
+		tree.Dir("var/www/html", 0o755),
+		tree.Symlink("etc/nginx/sites-enabled/default", "/etc/nginx/sites-available/default"),
 	},
 }
 
@@ -107,7 +122,11 @@ func (b *build) defaults() error {
 			}
 		}
 		for _, e := range made[p.Name] {
-			if e.Type() != tree.TypeSymlink || b.get(path.Join(path.Dir(e.Path), e.Target)) != nil || b.isDir(path.Join(path.Dir(e.Path), e.Target)) {
+			target := e.Target
+			if !path.IsAbs(target) {
+				target = path.Join(path.Dir(e.Path), target)
+			}
+			if e.Type() != tree.TypeSymlink || b.get(target) != nil || b.isDir(target) {
 				b.make(e)
 			}
 		}

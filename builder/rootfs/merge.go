@@ -82,9 +82,9 @@ func better(x, y *node) (*node, error) {
 // it is.
 func betterDir(x, y *node) (*node, error) {
 	switch {
-	case x.sameAttributes(y), x.pkg.Name == basePackage:
+	case x.sameAttributes(y), x.pkg.Name == basePackage, x.pkg.PURL == "" && y.pkg.PURL != "":
 		return x, nil
-	case y.pkg.Name == basePackage:
+	case y.pkg.Name == basePackage, y.pkg.PURL == "" && x.pkg.PURL != "":
 		return y, nil
 	}
 	return nil, fmt.Errorf("rootfs: /%s: package %s has it with mode %04o and owner %d:%d, %s with %04o and %d:%d: say in the profile what it is",

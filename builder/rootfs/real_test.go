@@ -253,6 +253,7 @@ func TestRealPackages(t *testing.T) {
 	unpack(t, dir, got.Entries)
 	t.Run("ldconfig", func(t *testing.T) { compareLdconfig(t, dir, contentOf(t, entry(t, got.Entries, linkerCacheFile))) })
 	t.Run("rehash", func(t *testing.T) { compareRehash(t, filepath.Join(dir, certsDir)) })
+	t.Run("tmpfiles", func(t *testing.T) { compareTmpfiles(t, dir) })
 	t.Run("run", func(t *testing.T) { runInside(t, dir) })
 	t.Run("erofs", func(t *testing.T) {
 		if err := erofs.Write(io.Discard, got.Entries, erofs.Params{UUID: [16]byte{1}, Epoch: p.Epoch}); err != nil {

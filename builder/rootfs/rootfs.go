@@ -20,6 +20,10 @@ type Package struct {
 	Source string
 	// SHA256 is that of the .deb, zero when unknown.
 	SHA256 [32]byte
+	// PURL is the package URL of what is no Debian package, but a layer of a
+	// container image. It has no Control, and its directories give way to those of
+	// packages.
+	PURL string
 	// Control has the members of the control archive by name: "control",
 	// "postinst", "preinst". Without it no Replaces is known, the bills of
 	// materials name no supplier, and nothing is said of scripts.
@@ -90,11 +94,13 @@ func Build(pkgs []Package, files []tree.Entry, p Params) (*Tree, error) {
 		func() error { return b.readFiles(files) },
 		b.exclude,
 		b.place,
+		b.keepOff,
 		b.digest,
 		b.merge,
 		b.layout,
 		b.defaults,
 		b.accounts,
+		b.tmpfiles,
 		b.alternatives,
 		b.certificates,
 		b.linkerCache,

@@ -73,6 +73,9 @@ func TestLayout(t *testing.T) {
 			t.Errorf("%s: %#o %q, want %#o %q", want.Path, e.Mode, e.Target, want.Mode, want.Target)
 		}
 	}
+	if c := content(t, got, "etc/hosts"); !strings.HasPrefix(c, "127.0.0.1\tlocalhost\n") {
+		t.Errorf("hosts: %q", c)
+	}
 	if e := entry(t, got.Entries, "etc/machine-id"); e.Type() != tree.TypeFile || e.Content.Size != 0 {
 		t.Errorf("machine-id: %+v", e)
 	}
@@ -93,9 +96,9 @@ func TestLayoutOfProfile(t *testing.T) {
 	if has(got.Entries, "etc/resolv.conf") || content(t, got, "etc/machine-id") != "" {
 		t.Error("a package decides on resolv.conf or machine-id")
 	}
-	files := []tree.Entry{tree.Symlink("etc/resolv.conf", "/run/resolv.conf"), f("etc/machine-id", "uninitialized\n"), f("init", "own"), f(Agent, "agent"), tree.Dir("tmp", 0o700)}
+	files := []tree.Entry{tree.Symlink("etc/resolv.conf", "/run/resolv.conf"), f("etc/hosts", "own"), f("etc/machine-id", "uninitialized\n"), f("init", "own"), f(Agent, "agent"), tree.Dir("tmp", 0o700)}
 	got = mustBuild(t, []Package{pkg}, files, Params{})
-	if entry(t, got.Entries, "etc/resolv.conf").Target != "/run/resolv.conf" || content(t, got, "etc/machine-id") != "uninitialized\n" ||
+	if entry(t, got.Entries, "etc/resolv.conf").Target != "/run/resolv.conf" || content(t, got, "etc/machine-id") != "uninitialized\n" || content(t, got, "etc/hosts") != "own" ||
 		content(t, got, "init") != "own" || entry(t, got.Entries, "tmp").Mode != tree.TypeDir|0o700 {
 		t.Error("the profile does not decide")
 	}
@@ -349,13 +352,14 @@ func TestAlternatives(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	base := deb(basePackage, f("usr/share/base-files/profile", "p"), f("usr/share/base-files/motd", "m"), f("etc/dpkg/origins/debian", ""))
 	libc := deb("libc-bin", f("usr/share/libc-bin/nsswitch.conf", "n"))
-	got := mustBuild(t, []Package{base, libc}, []tree.Entry{f("etc/motd", "own")}, Params{})
-	for name, want := range map[string]string{"etc/profile": "p", "etc/motd": "own", "etc/nsswitch.conf": "n"} {
+	nginx := deb("nginx-common", f("usr/share/nginx/html/index.html", "i"), f("etc/nginx/sites-available/default", "site"))
+	got := mustBuild(t, []Package{base, libc, nginx}, []tree.Entry{f("etc/motd", "own")}, Params{})
+	for name, want := range map[string]string{"etc/profile": "p", "etc/motd": "own", "etc/nsswitch.conf": "n", "var/www/html/index.nginx-debian.html": "i"} {
 		if c := content(t, got, name); c != want {
 			t.Errorf("%s: %q, want %q", name, c, want)
 		}
 	}
-	if entry(t, got.Entries, "etc/dpkg/origins/default").Target != "debian" || !has(got.Entries, "usr/local/share/man") {
+	if entry(t, got.Entries, "etc/dpkg/origins/default").Target != "debian" || entry(t, got.Entries, "etc/nginx/sites-enabled/default").Target != "/etc/nginx/sites-available/default" || !has(got.Entries, "usr/local/share/man") {
 		t.Error("links or directories are missing")
 	}
 	if got = mustBuild(t, []Package{deb("x")}, nil, Params{}); has(got.Entries, "usr/local") || has(got.Entries, "etc/profile") {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/mail"
+	"strings"
 	"time"
 
 	"github.com/plinth-os/plinth/internal/ident"
@@ -36,6 +38,17 @@ func (v *Inventory) uuid(purpose string, d Document) (string, error) {
 
 func (d *Document) created() string { return time.Unix(d.Epoch, 0).UTC().Format(time.RFC3339) }
 
+// party takes apart what a Maintainer field has: "Name <address>". What follows is
+// dropped, one in Debian has a comma there, and so is what is no address.
+func party(s string) (name, address string) {
+	name, address, _ = strings.Cut(s, "<")
+	address, _, _ = strings.Cut(address, ">")
+	if a, err := mail.ParseAddress(address); err != nil || a.Address != address {
+		address = ""
+	}
+	return strings.TrimSpace(name), address
+}
+
 // rootHashNote is how both bills of materials name the root hash.
 const rootHashNote = "plinth:verity:root_hash"
 
@@ -44,6 +57,9 @@ const rootHashNote = "plinth:verity:root_hash"
 // source package where it has another name or version, as scanners look for
 // advisories by it.
 func (v *Inventory) purl(c *Component) string {
+	if c.PURL != "" {
+		return c.PURL
+	}
 	u := "pkg:deb/debian/" + percent(c.Name) + "@" + percent(c.Version) + "?arch=" + percent(c.Arch)
 	if v.Distro != "" {
 		u += "&distro=" + percent(v.Distro)
@@ -55,6 +71,16 @@ func (v *Inventory) purl(c *Component) string {
 		u += "&upstream=" + percent(c.Source)
 	}
 	return u
+}
+
+// GenericPURL returns the package URL of what is known by its digest alone, type
+// generic.
+func GenericPURL(name string, sha256 [32]byte) string {
+	parts := strings.Split(strings.Trim(name, "/"), "/")
+	for i := range parts {
+		parts[i] = percent(parts[i])
+	}
+	return fmt.Sprintf("pkg:generic/%s@sha256:%x", strings.Join(parts, "/"), sha256)
 }
 
 // percent encodes as the specification of package URLs asks: all but letters,

@@ -251,3 +251,19 @@ func TestSBOMIdentity(t *testing.T) {
 		}
 	}
 }
+
+func TestParty(t *testing.T) {
+	for _, tt := range []struct{ in, name, address, spdx string }{
+		{"Debian GCC <gcc@example.org>", "Debian GCC", "gcc@example.org", "Debian GCC (gcc@example.org)"},
+		{"A Team <team+x@example.org>, ", "A Team", "team+x@example.org", "A Team (team+x@example.org)"},
+		{"Only a Name", "Only a Name", "", "Only a Name"},
+		{"Nobody <>", "Nobody", "", "Nobody"},
+		{"Nobody <no address>", "Nobody", "", "Nobody"},
+		{"Half <half@example.org", "Half", "half@example.org", "Half (half@example.org)"},
+	} {
+		name, address := party(tt.in)
+		if name != tt.name || address != tt.address || spdxParty(tt.in) != tt.spdx {
+			t.Errorf("%s: %q, %q, %q", tt.in, name, address, spdxParty(tt.in))
+		}
+	}
+}

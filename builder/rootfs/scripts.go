@@ -36,7 +36,7 @@ var harmless = wordSet(`[ test : true false echo printf exit return set shift re
 	grep egrep fgrep sed awk gawk mawk cut tr sort uniq head tail cat ls id getent stat readlink realpath dirname basename find wc cmp diff
 	md5sum sha256sum date uname expr mktemp xargs ps pidof sleep sync tty mountpoint debconf-escape pathfind
 	rm rmdir deb-systemd-helper deb-systemd-invoke systemctl invoke-rc.d update-rc.d service runlevel ischroot kill killall
-	py3compile py3clean pycompile pyclean ldconfig systemd-sysusers update-ca-certificates install-info restorecon
+	py3compile py3clean pypy3compile pypy3clean pycompile pyclean ldconfig systemd-sysusers systemd-tmpfiles update-ca-certificates install-info restorecon
 	busctl dbus-send getcap getfacl ucfr update-menus update-icon-caches shadowconfig systemd-machine-id-setup`)
 
 func wordSet(text string) map[string]bool {
@@ -117,6 +117,9 @@ func (b *build) done(c command) bool {
 	case "mkdir", "touch", "install", "cp", "mv", "ln":
 		return len(args) > 0 && path.IsAbs(args[len(args)-1]) && (b.get(args[len(args)-1]) != nil || b.isDir(args[len(args)-1]))
 	default:
+		if len(args) > 0 && path.Base(args[0]) == "py_compile.py" {
+			return true // byte code
+		}
 		return harmless[name] || strings.HasPrefix(name, "db_")
 	}
 }

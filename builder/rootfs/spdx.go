@@ -152,9 +152,12 @@ func spdxImage(d Document) spdxPackage {
 func (v *Inventory) spdxPackage(c *Component, code string) spdxPackage {
 	p := spdxPackage{
 		ID: spdxPackageID(c.Name), Name: c.Name, Version: c.Version, Supplier: noAssertion, DownloadLocation: noAssertion,
-		Homepage: c.Homepage, SourceInfo: fmt.Sprintf("built from source package %s %s", c.Source, c.SourceVersion),
+		Homepage:  c.Homepage,
 		Concluded: noAssertion, Declared: noAssertion, Copyright: noAssertion, Summary: c.Summary,
 		External: []spdxExternal{{"PACKAGE-MANAGER", "purl", v.purl(c)}},
+	}
+	if c.Source != "" {
+		p.SourceInfo = fmt.Sprintf("built from source package %s %s", c.Source, c.SourceVersion)
 	}
 	if c.Supplier != "" {
 		p.Supplier = "Organization: " + spdxParty(c.Supplier)
@@ -173,11 +176,11 @@ func (v *Inventory) spdxPackage(c *Component, code string) spdxPackage {
 
 // spdxParty turns "Name <address>" into "Name (address)", clause 7.5.
 func spdxParty(s string) string {
-	name, address, ok := strings.Cut(strings.TrimSuffix(strings.TrimSpace(s), ">"), "<")
-	if !ok {
+	name, address := party(s)
+	if address == "" {
 		return name
 	}
-	return strings.TrimSpace(name) + " (" + address + ")"
+	return name + " (" + address + ")"
 }
 
 // verificationCodes are those of clause 7.9, by package: the SHA-1 of the files'
@@ -196,10 +199,19 @@ func (v *Inventory) verificationCodes() map[string]string {
 	return out
 }
 
-// spdxPackageID holds to letters, digits, "." and "-". A Debian name has "+"
-// besides, written ".2b." here.
+// spdxPackageID holds to letters, digits, "." and "-". Any other byte, like the "+"
+// of Debian's names, is written as ".2b." here.
 func spdxPackageID(name string) string {
-	return "SPDXRef-Package-" + strings.ReplaceAll(name, "+", ".2b.")
+	var out strings.Builder
+	for _, c := range []byte(name) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-':
+			out.WriteByte(c)
+		default:
+			fmt.Fprintf(&out, ".%02x.", c)
+		}
+	}
+	return "SPDXRef-Package-" + out.String()
 }
 
 func spdxFileID(name string) string {

@@ -4,39 +4,22 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
 
-// sysusersDirs are those of sysusers.d(5); a file hides those of the same name in
-// later ones.
-var sysusersDirs = []string{"etc/sysusers.d", "usr/local/lib/sysusers.d", "usr/lib/sysusers.d"}
-
 // sysusers reads what packages and profile ask for.
 func (b *build) sysusers() ([]request, error) {
-	files := map[string]string{}
-	for _, dir := range slices.Backward(sysusersDirs) {
-		for _, name := range b.list(dir) {
-			if strings.HasSuffix(name, ".conf") {
-				files[name] = dir + "/" + name
-			}
-		}
-	}
 	var out []request
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		n := b.get(files[name])
-		if n == nil || n.inode == nil {
-			continue // masked by a link to /dev/null
-		}
-		text, err := b.read(files[name])
+	for _, name := range b.configFiles("sysusers.d") {
+		text, err := b.read(name)
 		if err != nil {
 			return nil, err
 		}
 		number := 0
 		for line := range strings.Lines(string(text)) {
 			number++
-			where := fmt.Sprintf("/%s:%d", files[name], number)
+			where := fmt.Sprintf("/%s:%d", name, number)
 			rs, err := b.sysusersLine(line)
 			if err != nil {
 				return nil, fmt.Errorf("rootfs: %s: %w", where, err)

@@ -16,6 +16,7 @@ type NetworkError struct {
 	Errs     []error // the last failure of each URL, in order
 	Offline  bool    // the network was not to be used
 	NotFound bool    // every mirror answered, and none has the file
+	Pinned   bool    // the profile names the address: there is no mirror
 }
 
 func (e *NetworkError) Error() string {
@@ -32,6 +33,12 @@ func (e *NetworkError) Unwrap() []error { return e.Errs }
 
 // Hint says what to do.
 func (e *NetworkError) Hint() string {
+	if e.Offline && e.Pinned {
+		return "run the same command once without --offline"
+	}
+	if e.Pinned {
+		return `check the address in the profile; a registry that asks for a password takes what "docker login" left`
+	}
 	if e.Offline {
 		return `run the same command once without --offline, or name a source with dir = "FOLDER" that holds the .deb file`
 	}
@@ -44,12 +51,16 @@ type VerifyError struct {
 	What    string // the object
 	Problem string // got and want
 	Stale   bool   // rightly signed, but out of date
+	Pinned  bool   // the digest is one that the profile gives
 }
 
 func (e *VerifyError) Error() string { return "source: " + e.What + ": " + e.Problem }
 
 // Hint says what to do.
 func (e *VerifyError) Hint() string {
+	if e.Pinned {
+		return "if this is the content that is meant, write its digest into the profile"
+	}
 	if e.Stale {
 		return "try another mirror and check this machine's clock; for an archive of old states set check_valid_until = false"
 	}

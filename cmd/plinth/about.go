@@ -65,28 +65,49 @@ func newSchema(c *common) *cobra.Command {
 }
 
 func newInit(c *common) *cobra.Command {
-	return &cobra.Command{
+	var example string
+	cmd := &cobra.Command{
 		Use:   "init NAME",
 		Short: "Write a commented profile, profiles/NAME.toml, to start from",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, a []string) error {
-			if err := profiles.CheckName(a[0]); err != nil {
-				return usageError{err}
-			}
-			path := filepath.Join("profiles", a[0]+".toml")
-			if _, err := os.Stat(path); err == nil {
-				return usagef("%s is there already; choose another name or remove it", path)
-			}
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				return err
-			}
-			if err := builder.WriteFile(path, profiles.Template(a[0])); err != nil {
-				return err
-			}
-			_, err := fmt.Fprintf(c.env.stdout, "%s\nnext: plinth build %s\n", path, a[0])
-			return err
-		},
+		Long: `Writes a commented profile, profiles/NAME.toml, to start from: the built-in
+profile vtpm with all that is often changed, or one of the examples.
+
+Examples: ` + strings.Join(profiles.Examples(), ", ") + `.`,
+		Example: "  plinth init demo\n  plinth init demo --example azure",
+		Args:    cobra.ExactArgs(1),
+		RunE:    func(_ *cobra.Command, a []string) error { return c.initProfile(a[0], example) },
 	}
+	cmd.Flags().StringVar(&example, "example", "", "example to start from")
+	err := cmd.RegisterFlagCompletionFunc("example", cobra.FixedCompletions(profiles.Examples(), cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // the flag is there
+	}
+	return cmd
+}
+
+func (c *common) initProfile(name, example string) error {
+	if err := profiles.CheckName(name); err != nil {
+		return usageError{err}
+	}
+	text := profiles.Template(name)
+	if example != "" {
+		var err error
+		if text, err = profiles.Example(example, name); err != nil {
+			return usageError{err}
+		}
+	}
+	path := filepath.Join("profiles", name+".toml")
+	if _, err := os.Stat(path); err == nil {
+		return usagef("%s is there already; choose another name or remove it", path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := builder.WriteFile(path, text); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(c.env.stdout, "%s\nnext: plinth build %s\n", path, name)
+	return err
 }
 
 func newMan(c *common) *cobra.Command {

@@ -107,14 +107,21 @@ func (c *common) lint(arg string, allow []string) (*builder.LintReport, error) {
 		return nil, mismatchError{fmt.Errorf("%s: profile in manifest.json: %w", arg, err)}
 	}
 	rep, err := builder.Lint(p, m, os.DirFS(arg), allow)
-	var damage *builder.LintDamage
-	switch {
-	case errors.As(err, &damage):
-		return nil, mismatchError{fmt.Errorf("%s: %w", arg, err)}
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", arg, err)
+	if err != nil {
+		return nil, lintFault(arg, err)
 	}
 	return rep, nil
+}
+
+// lintFault says where an error arose; a file that is not the manifest's is a
+// mismatch.
+func lintFault(dir string, err error) error {
+	err = fmt.Errorf("%s: %w", dir, err)
+	var damage *builder.LintDamage
+	if errors.As(err, &damage) {
+		return mismatchError{err}
+	}
+	return err
 }
 
 func knownRules(ids []string) error {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -54,7 +56,7 @@ func newVerityFormat(c *common) *cobra.Command {
 		Long:    "Writes superblock and hash tree of DATA into the file HASH. HASH may be DATA itself,\nwith --hash-offset behind the data.",
 		Example: "  plinth verity format root.erofs root.hash --uuid 01234567-89ab-cdef-0123-456789abcdef --salt 00ff",
 		Args:    cobra.ExactArgs(2),
-		RunE:    func(_ *cobra.Command, a []string) error { return c.verityFormat(f, a[0], a[1]) },
+		RunE:    func(cmd *cobra.Command, a []string) error { return c.verityFormat(cmd.Context(), f, a[0], a[1]) },
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&f.uuid, "uuid", "", "UUID of the superblock")
@@ -141,7 +143,7 @@ func (f *verityFlags) treeStart(hashBlock int) (int64, error) {
 	return (f.hashOffset + verity.SuperblockSize + size - 1) / size * size, nil
 }
 
-func (c *common) verityFormat(f *verityFlags, dataPath, hashPath string) error {
+func (c *common) verityFormat(ctx context.Context, f *verityFlags, dataPath, hashPath string) error {
 	data, size, err := openSized(dataPath)
 	if err != nil {
 		return err
@@ -164,7 +166,7 @@ func (c *common) verityFormat(f *verityFlags, dataPath, hashPath string) error {
 			return err
 		}
 	}
-	root, err := f.write(hashPath, start, data, s, dataPath)
+	root, err := f.write(hashPath, start, interruptible{ctx, data}, s, dataPath)
 	if err != nil {
 		return err
 	}
@@ -175,15 +177,39 @@ func (c *common) verityFormat(f *verityFlags, dataPath, hashPath string) error {
 	}
 	v := viewVerity(s)
 	v.RootHash = hex.EncodeToString(root)
+	if f.noSuperblock {
+		v.UUID = ""
+	}
 	if c.json {
 		return printJSON(c.env.stdout, v)
 	}
 	return v.text(c.env.stdout)
 }
 
-// write writes the tree, and last the superblock: a tree that is not whole has none.
+// An interruptible reader fails once its context is done.
+type interruptible struct {
+	ctx context.Context
+	io.ReaderAt
+}
+
+func (i interruptible) ReadAt(p []byte, off int64) (int, error) {
+	if err := i.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return i.ReaderAt.ReadAt(p, off)
+}
+
+// write makes a file that appears when it is whole. One that is there, or a device,
+// may hold more than the tree, the data for instance: it is written in place.
 func (f *verityFlags) write(path string, start int64, data io.ReaderAt, s *verity.Superblock, dataPath string) (root []byte, err error) {
-	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	out, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = builder.ReplaceFile(path, func(out *os.File) (err error) {
+			root, err = f.fill(out, start, data, s)
+			return err
+		})
+		return root, err
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +219,12 @@ func (f *verityFlags) write(path string, start int64, data io.ReaderAt, s *verit
 	} else if same && f.hashOffset < s.DataSize() {
 		return nil, usagef("%s is the data, too: --hash-offset %d would overwrite it; want at least %d", path, f.hashOffset, s.DataSize())
 	}
-	root, err = verity.Format(io.NewOffsetWriter(out, start), data, s.Params)
+	return f.fill(out, start, data, s)
+}
+
+// fill writes the tree, and last the superblock: a tree that is not whole has none.
+func (f *verityFlags) fill(out io.WriterAt, start int64, data io.ReaderAt, s *verity.Superblock) ([]byte, error) {
+	root, err := verity.Format(io.NewOffsetWriter(out, start), data, s.Params)
 	if err != nil || f.noSuperblock {
 		return root, err
 	}
@@ -275,7 +306,7 @@ func superblock(r io.ReaderAt, off int64) (*verity.Superblock, error) {
 
 // A verityView is a superblock, for people and as JSON.
 type verityView struct {
-	UUID          string `json:"uuid"`
+	UUID          string `json:"uuid,omitempty"` // none without a superblock
 	HashType      int    `json:"hash_type"`
 	DataBlocks    uint64 `json:"data_blocks"`
 	DataBlockSize int    `json:"data_block_size"`
@@ -299,9 +330,14 @@ func (v verityView) text(w io.Writer) error {
 	if salt == "" {
 		salt = "-"
 	}
-	_, err := fmt.Fprintf(w, "UUID:            \t%s\nHash type:       \t%d\nData blocks:     \t%d\nData block size: \t%d [bytes]\n"+
+	if v.UUID != "" {
+		if _, err := fmt.Fprintf(w, "UUID:            \t%s\n", v.UUID); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "Hash type:       \t%d\nData blocks:     \t%d\nData block size: \t%d [bytes]\n"+
 		"Hash blocks:     \t%d\nHash block size: \t%d [bytes]\nHash algorithm:  \t%s\nSalt:            \t%s\n",
-		v.UUID, v.HashType, v.DataBlocks, v.DataBlockSize, v.HashBlocks, v.HashBlockSize, v.Algorithm, salt)
+		v.HashType, v.DataBlocks, v.DataBlockSize, v.HashBlocks, v.HashBlockSize, v.Algorithm, salt)
 	if err == nil && v.RootHash != "" {
 		_, err = fmt.Fprintf(w, "Root hash:      \t%s\n", v.RootHash)
 	}

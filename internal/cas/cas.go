@@ -134,6 +134,15 @@ func (s *Store) Holds(r Ref) bool {
 	return err == nil && fi.Size() == r.Size
 }
 
+// Find returns a blob that is known by its digest alone.
+func (s *Store) Find(d Digest) (Ref, bool) {
+	fi, err := os.Stat(s.blobPath(d))
+	if err != nil {
+		return Ref{}, false
+	}
+	return Ref{Digest: d, Size: fi.Size()}, true
+}
+
 // Open opens a blob for reading, after comparing its content with the digest,
 // once in a process. It fails with ErrNotFound or a *DamagedError.
 func (s *Store) Open(r Ref) (*os.File, error) {

@@ -85,14 +85,42 @@ func TestSPDX(t *testing.T) {
 	}
 }
 
-// TestCycloneDXSchema holds ours to the published schema, from the module that
-// has it for its own tests.
+// TestCycloneDXSchema holds ours to the published schema.
 func TestCycloneDXSchema(t *testing.T) {
 	v, d := billOfMaterials(t)
 	b, err := v.CycloneDX(d)
 	if err != nil {
 		t.Fatal(err)
 	}
+	schema := cycloneDXSchema(t)
+	check := func(b []byte) int {
+		r, err := schema.Validate(gojsonschema.NewBytesLoader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range r.Errors() {
+			t.Log(e)
+		}
+		return len(r.Errors())
+	}
+	if check(b) > 0 {
+		t.Error("not as the schema has it")
+	}
+	// The check works: a component without a name.
+	var bom map[string]any
+	if err := json.Unmarshal(b, &bom); err != nil {
+		t.Fatal(err)
+	}
+	delete(bom["components"].([]any)[0].(map[string]any), "name")
+	if b, err = json.Marshal(bom); err != nil || check(b) == 0 {
+		t.Error("the schema accepts anything")
+	}
+}
+
+// cycloneDXSchema is the published one, from the module that has it for its own
+// tests.
+func cycloneDXSchema(t *testing.T) *gojsonschema.Schema {
+	t.Helper()
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/CycloneDX/cyclonedx-go").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -116,26 +144,37 @@ func TestCycloneDXSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	check := func(b []byte) int {
-		r, err := schema.Validate(gojsonschema.NewBytesLoader(b))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range r.Errors() {
-			t.Log(e)
-		}
-		return len(r.Errors())
+	return schema
+}
+
+// TestGivenBillsOfMaterials holds those of an image, which PLINTH_SBOM names the
+// directory of, to library and schema.
+func TestGivenBillsOfMaterials(t *testing.T) {
+	dir := os.Getenv("PLINTH_SBOM")
+	if dir == "" {
+		t.Skip("PLINTH_SBOM names no directory")
 	}
-	if check(b) > 0 {
-		t.Error("not as the schema has it")
-	}
-	// The check works: a component without a name.
-	var bom map[string]any
-	if err := json.Unmarshal(b, &bom); err != nil {
+	f, err := os.Open(filepath.Join(dir, "sbom.spdx.json"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	delete(bom["components"].([]any)[0].(map[string]any), "name")
-	if b, err = json.Marshal(bom); err != nil || check(b) == 0 {
-		t.Error("the schema accepts anything")
+	defer f.Close()
+	doc, err := spdxjson.Read(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := spdxlib.ValidateDocument(doc); err != nil {
+		t.Error(err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "sbom.cdx.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := cycloneDXSchema(t).Validate(gojsonschema.NewBytesLoader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range r.Errors() {
+		t.Error(e)
 	}
 }

@@ -2,9 +2,10 @@ package vdisk
 
 import (
 	"archive/tar"
-	"compress/gzip"
 	"io"
 	"time"
+
+	"github.com/klauspost/compress/gzip" // over a disk of zeros five times as fast as Go's own
 )
 
 // GCE writes the archive that Google Compute Engine imports: a gzip-compressed

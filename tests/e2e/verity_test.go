@@ -66,12 +66,18 @@ func TestVerityRoot(t *testing.T) {
 			g := img.boot(t)
 			g.mustReport(t)
 			img.checkRoot(t, g.report)
-			device := g.report.RootDevice
-			if !c.recipe.overlay {
-				device += " plinth-root"
+			where, device := "device", g.report.RootDevice
+			if c.recipe.overlay {
+				if got := g.ask(t, "device"); got != device || !strings.HasPrefix(got, "0:") {
+					t.Errorf("/ is on %q, want %q of no device", got, device)
+				}
+				where, device = "lower", g.report.RootLower
 			}
-			if got := g.ask(t, "device"); got != device {
-				t.Errorf("/ is on %q, want %q", got, device)
+			if got := g.ask(t, where); got != device+" plinth-root" {
+				t.Errorf("%s: %q, want %q", where, got, device)
+			}
+			if got := g.ask(t, "initramfs"); got != "left:" {
+				t.Errorf("initramfs: %q", got)
 			}
 			if got := g.ask(t, "write"); got != c.write {
 				t.Errorf("a write to the root: %q, want %q", got, c.write)
@@ -150,6 +156,31 @@ func TestVerityTwoDisks(t *testing.T) {
 	if v := parseTable(t, g.report); v.Data != "254:17" || v.Hash != "254:18" {
 		t.Errorf("the root is on %s and %s, want those of the second disk", v.Data, v.Hash)
 	}
+}
+
+// TestVerityDamagedFirstDisk: the first of two disks has the root's name and the
+// top of its tree, and damage below. Alone, it ends the guest.
+func TestVerityDamagedFirstDisk(t *testing.T) {
+	img := stockRecipe().make(t)
+	good := filepath.Join(t.TempDir(), "good")
+	write(t, good, read(t, img.machine.Disk))
+	img.edit(t, func(d *os.File) error {
+		_, err := d.WriteAt(noise(3, img.root.DataBlockSize), img.data) // the superblock of EROFS is in it
+		return err
+	})
+	t.Run("alone", func(t *testing.T) { img.boot(t).mustEnd(t, corrupted) })
+	t.Run("beside a whole one", func(t *testing.T) {
+		g := img.boot(t, "-blockdev", "driver=raw,node-name=second,read-only=on,file.driver=file,file.filename="+good,
+			"-device", "virtio-blk-pci,drive=second,addr=05.0")
+		g.mustReport(t)
+		img.checkRoot(t, g.report)
+		if v := parseTable(t, g.report); v.Data != "254:17" || v.Hash != "254:18" {
+			t.Errorf("the root is on %s and %s, want those of the second disk", v.Data, v.Hash)
+		}
+		if text := g.vm.ConsoleTail(); !strings.Contains(text, "data block 0 is corrupt") {
+			t.Errorf("the console does not say why\n%s", text)
+		}
+	})
 }
 
 // edit changes the disk.

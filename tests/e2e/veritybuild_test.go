@@ -54,7 +54,12 @@ func verityDir(t *testing.T) string {
 // builtVerity is the image of that profile.
 func builtVerity(t *testing.T) *verityImage {
 	t.Helper()
-	dir := filepath.Join(verityDir(t), "out/root")
+	return imageIn(t, filepath.Join(verityDir(t), "out/root"))
+}
+
+// imageIn is the image that a build has written to dir.
+func imageIn(t *testing.T, dir string) *verityImage {
+	t.Helper()
 	m, err := builder.ParseManifest(read(t, filepath.Join(dir, "manifest.json")))
 	if err != nil {
 		t.Fatal(err)

@@ -89,7 +89,7 @@ func Packages() map[string][]byte {
 	add("linux-image-"+Release, "6.12.99", "Source: linux", map[string][]byte{
 		"boot/config-" + Release:            []byte("CONFIG_BLK_DEV_DM=m\nCONFIG_DM_VERITY=m\nCONFIG_EROFS_FS=m\nCONFIG_CRYPTO_SHA256=y\n"),
 		"boot/vmlinuz-" + Release:           Kernel(Release),
-		modules + "modules.builtin":         []byte("kernel/built_in.ko\nkernel/sha256_generic.ko\nkernel/sha512_generic.ko\n"),
+		modules + "modules.builtin":         []byte("kernel/built_in.ko\nkernel/sha256_generic.ko\nkernel/sha512_generic.ko\nkernel/nvme.ko\nkernel/virtio_pci.ko\n"),
 		modules + "modules.builtin.modinfo": []byte("sha256_generic.alias=crypto-sha256\x00sha512_generic.alias=crypto-sha512\x00"),
 		modules + "kernel/dm-verity.ko":     Module("depends="),
 		modules + "kernel/erofs.ko":         Module("depends="),
@@ -97,6 +97,12 @@ func Packages() map[string][]byte {
 		modules + "kernel/leaf.ko":          Module("depends=root,built-in"),
 		modules + "kernel/root.ko":          Module("depends="),
 		modules + "kernel/unwanted.ko":      Module("depends="),
+		modules + "kernel/hv_vmbus.ko":      Module("depends="),
+		modules + "kernel/hv_storvsc.ko":    Module("depends=hv_vmbus"),
+		modules + "kernel/hv_netvsc.ko":     Module("depends=hv_vmbus"),
+		modules + "kernel/sd_mod.ko":        Module("depends="),
+		modules + "kernel/ena.ko":           Module("depends="),
+		modules + "kernel/virtio_blk.ko":    Module("depends="),
 		"usr/share/doc/linux/copyright":     []byte("none\n"),
 	})
 	add("systemd-boot-efi", "257.9-1", "", map[string][]byte{

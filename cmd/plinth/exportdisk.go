@@ -1,0 +1,72 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/plinth-os/plinth/builder"
+)
+
+// exportDisk writes the disk of the image in dir in another form.
+func (c *common) exportDisk(dir, to, out string, force bool) error {
+	if to == "" {
+		return usagef("--to is needed")
+	}
+	form, err := builder.FindForm(to)
+	if err != nil {
+		return usagef("--to is %w", err)
+	}
+	m, err := readManifest(dir)
+	if err != nil {
+		return err
+	}
+	if !force {
+		if err := checkDrivers(dir, m, form); err != nil {
+			return err
+		}
+	}
+	if out == "" {
+		out = filepath.Join(dir, form.File)
+	}
+	if err := convertDisk(dir, out, m, form); err != nil {
+		return err
+	}
+	digest, err := fileDigest(out)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.env.stdout, "%s  %s\n", digest, out)
+	return err
+}
+
+// convertDisk writes the disk, after a comparison with the manifest.
+func convertDisk(dir, out string, m *builder.Manifest, form *builder.Form) error {
+	path := filepath.Join(dir, builder.DiskName)
+	got, err := fileDigest(path)
+	if err != nil {
+		return err
+	}
+	if want := m.Artefact(builder.DiskName).Digest.String(); got != want {
+		return mismatchError{fmt.Errorf("%s: sha256 is %s, want %s", path, got, want)}
+	}
+	f, size, err := openSized(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // read only
+	err = builder.ReplaceFile(out, func(w *os.File) error { return form.Convert(w, m, io.NewSectionReader(f, 0, size)) })
+	if err != nil {
+		return fmt.Errorf("%s: %w", out, err)
+	}
+	return nil
+}
+
+// checkDrivers looks into the initrd, which must be the one of the manifest.
+func checkDrivers(dir string, m *builder.Manifest, form *builder.Form) error {
+	if err := builder.CheckDrivers(m, os.DirFS(dir), form); err != nil {
+		return lintFault(dir, err)
+	}
+	return nil
+}
