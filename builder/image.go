@@ -20,6 +20,8 @@ type Image struct {
 	Records []byte  // platform records; may be empty
 	Store   *cas.Store
 
+	Initdata []byte // that the guest is given; nil: not said
+
 	// Open opens an artefact by its name, FirmwareName for instance. Who
 	// implements it closes what it opened.
 	Open func(artefact string) (*io.SectionReader, error)
@@ -28,6 +30,17 @@ type Image struct {
 // Predict computes what will be measured, in banks where there are several. The
 // log is nil where the platform has none, else that of the first shape.
 func (i *Image) Predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {
+	m, log, err := i.predict(banks)
+	if err == nil && i.Initdata != nil {
+		err = i.giveInitdata(m)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return m, log, nil
+}
+
+func (i *Image) predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {
 	switch i.Profile.Platform {
 	case profiles.PlatformSNP:
 		m, err := i.predictLaunch()

@@ -63,7 +63,7 @@ var movedBy = map[string]string{
 	"pcr_policy.key": "", "pcr_policy.banks": "uki disk measure", "pcr_policy.phases": "uki disk measure",
 
 	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure", "machine.path": "measure",
-	"outputs.kinds": "",
+	"outputs.kinds": "", "initdata": "",
 
 	"Name": "initrd uki disk measure", "Origin": "", "Dir": "", "Stock": "",
 }
@@ -121,7 +121,7 @@ func everything() *Spec {
 		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})
 	}
 	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
-	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir",
+	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "initdata", "kernel.file", "kernel.modules_dir",
 		"pcr_policy.key", "root.verity_cert", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
 		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
 	}
@@ -356,6 +356,7 @@ func TestKeysFollowTheLock(t *testing.T) {
 		{"kernel.file", file("kernel.file"), "kernel initrd uki disk measure"},
 		{"kernel.modules_dir", file("kernel.modules_dir"), "kernel initrd uki disk measure"},
 		{"stub.file", file("stub.file"), "stub uki disk measure"},
+		{"initdata", file("initdata"), "measure"},
 		{"firmware.code_file", file("firmware.code_file"), "firmware measure"},
 		{"firmware.vars_file", file("firmware.vars_file"), "firmware measure"},
 		{"secure_boot.cert", file("secure_boot.cert"), "firmware uki disk measure"},

@@ -87,6 +87,9 @@ var pipeline = []step{
 			case profiles.PlatformTDX:
 				in = append(in, p.TDX)
 			}
+			if p.Initdata != "" {
+				in = append(in, s.origin("", initdataKey))
+			}
 			return in
 		},
 		run: runMeasure,

@@ -48,6 +48,7 @@ type Profile struct {
 	Machine    Machine    `toml:"machine" doc:"The virtual machine that boot runs and measure predicts."`
 	SNP        SNP        `toml:"snp" doc:"What decides an SEV-SNP launch digest besides the files, and what the attestation report says beside it. For platform snp."`
 	TDX        TDX        `toml:"tdx" doc:"What a quote says beside the measurement registers. For platform tdx. Absent: not said."`
+	Initdata   string     `toml:"initdata" format:"file" doc:"Initdata that the guest is given at launch, as plinth initdata build writes it. It is no part of the image: measurements.json says what its evidence then shows, PCR 8, HOSTDATA or MRCONFIGID. Absent: not said."`
 	Outputs    Outputs    `toml:"outputs" doc:"What a build writes."`
 
 	// Name is the file's name without .toml.

@@ -191,6 +191,7 @@ platform = "vtpm"
 seed = "x"
 epoch = 1767225600
 cmdline = ["a"]
+initdata = "i"
 [sources.a]
 suite = "sid"
 components = ["main"]
