@@ -30,18 +30,10 @@ func runDisk(ctx context.Context, w *work) error {
 	defer w.closeOpened()
 	d := disk.Disk{
 		ID:         disk.ID(w.Profile.Seed, "disk", r.Digest[:]),
-		Partitions: w.partitions(esp, parts),
+		Partitions: append([]disk.Partition{esp}, parts...),
 		Multiple:   w.diskMultiple(),
 	}
 	return w.write(ctx, "image.raw", func(cw *cas.Writer) error { return disk.Write(cw, d) })
-}
-
-// partitions puts the partitions in the order that the layout asks for.
-func (s *Spec) partitions(esp disk.Partition, root []disk.Partition) []disk.Partition {
-	if s.kataLayout() {
-		return append(root, esp)
-	}
-	return append([]disk.Partition{esp}, root...)
 }
 
 // rootPartitions are those of a verity root, named by its root hash. The caller

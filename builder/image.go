@@ -20,6 +20,8 @@ type Image struct {
 	Records []byte  // platform records; may be empty
 	Store   *cas.Store
 
+	Initdata []byte // that the guest is given; nil: not said
+
 	// Open opens an artefact by its name, FirmwareName for instance. Who
 	// implements it closes what it opened.
 	Open func(artefact string) (*io.SectionReader, error)
@@ -29,10 +31,14 @@ type Image struct {
 // log is nil where the platform has none, else that of the first shape.
 func (i *Image) Predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {
 	m, log, err := i.predict(banks)
-	if err == nil {
-		m.Notes = append(m.Notes, cloudNotes(i.Profile)...)
+	if err == nil && i.Initdata != nil {
+		err = i.giveInitdata(m)
 	}
-	return m, log, err
+	if err != nil {
+		return nil, nil, err
+	}
+	m.Notes = append(m.Notes, cloudNotes(i.Profile)...)
+	return m, log, nil
 }
 
 func (i *Image) predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {

@@ -116,7 +116,7 @@ func identifier(key, text string, into *[16]byte) error {
 // A ValueError is a value of a profile that only the packages which use it could
 // judge.
 type ValueError struct {
-	Key string
+	Key string // or the path of the file that a key names
 	Err error
 }
 

@@ -13,11 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/plinth-os/plinth/builder/disk"
 	"github.com/plinth-os/plinth/builder/source"
 	"github.com/plinth-os/plinth/internal/cas"
-	"github.com/plinth-os/plinth/internal/gpt"
-	"github.com/plinth-os/plinth/verity"
 )
 
 // sampleLayer is a layer as a build that does not run as root makes it.
@@ -164,57 +161,4 @@ func TestLayersRefused(t *testing.T) {
 			t.Errorf("%s: %T", c.name, err)
 		}
 	}
-}
-
-// The first two partitions are what Kata's runtime makes a dm-verity table of, in
-// which the tree begins with the second: kata-containers,
-// src/runtime/virtcontainers/hypervisor.go, GetKernelRootParams.
-func TestKataLayout(t *testing.T) {
-	s := newSite(t)
-	p := s.profile("", "root.kind=verity", "root.layout=kata")
-	m, err := Build(t.Context(), s.spec(p), Options{Store: s.Store, Workplace: s.Workplace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := s.Store.ReadFile(m.Artefact(DiskName).Digest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	params := map[string]string{}
-	for _, word := range strings.Split(m.Root.KataParams, ",") {
-		k, v, _ := strings.Cut(word, "=")
-		params[k] = v
-	}
-	if err := checkKata(t, raw, params); err != nil {
-		t.Error(err)
-	}
-	params["root_hash"] = strings.Repeat("0", 64)
-	if checkKata(t, raw, params) == nil {
-		t.Error("another root hash fits, too")
-	}
-	if want := " 4096 4096 " + params["data_blocks"] + " 0 sha256 " + m.Root.RootHash + " " + params["salt"]; !strings.Contains(m.Root.DMCreate, want) {
-		t.Errorf("dm-mod.create %q, want %q in it", m.Root.DMCreate, want)
-	}
-	if !strings.Contains(m.Root.Argument, "hash_start=0,") {
-		t.Errorf("argument %q", m.Root.Argument)
-	}
-}
-
-func checkKata(t *testing.T, raw []byte, params map[string]string) error {
-	t.Helper()
-	gpt, err := gpt.Read(bytes.NewReader(raw), int64(len(raw)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	table := gpt.Partitions
-	if table[0].Type != disk.TypeRoot || table[1].Type != disk.TypeRootVerity || table[2].Type != disk.TypeESP || len(table) != 3 {
-		t.Fatalf("partitions %+v", table)
-	}
-	root, err := verity.ParseRoot(fmt.Sprintf("root_hash=%s,salt=%s,data_blocks=%s,data_block_size=%s,hash_block_size=%s,hash_start=0,hash=sha256,format=1,on_corruption=panic",
-		params["root_hash"], params["salt"], params["data_blocks"], params["data_block_size"], params["hash_block_size"]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := func(i int) *bytes.Reader { return bytes.NewReader(raw[table[i].First*512 : (table[i].Last+1)*512]) }
-	return verity.Verify(at(0), at(1), root.Params, root.RootHash)
 }

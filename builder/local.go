@@ -53,6 +53,7 @@ func locals(p *profiles.Profile) []local {
 	add(putFile, "secure_boot.db[]", p.SecureBoot.DB...)
 	add(putFile, "root.verity_cert", p.Root.VerityCert)
 	add(putPublicKey, "pcr_policy.key", p.PCRPolicy.Key)
+	add(putInitdata(p), initdataKey, p.Initdata)
 	for _, f := range p.Files {
 		if f.HasContent() {
 			all = append(all, local{fileKey(f), func(ctx context.Context, c *source.Client) (cas.Ref, error) { return putProfileFile(ctx, c, f) }})

@@ -68,6 +68,7 @@ const (
 	EventLogName     = "eventlog.json"
 	SPDXName         = "sbom.spdx.json"
 	CycloneDXName    = "sbom.cdx.json"
+	InitdataName     = "initdata.toml"
 )
 
 // artefacts maps outputs of steps to the names that users see. What is optional
@@ -92,6 +93,7 @@ var artefacts = []struct {
 	{GenericVarsName, "firmware", "generic.vars", true},
 	{MeasurementsName, "measure", "measurements.json", false},
 	{EventLogName, "measure", "eventlog.json", true},
+	{InitdataName, "measure", "initdata.toml", true},
 	{SPDXName, "verity", "sbom.spdx.json", true},
 	{CycloneDXName, "verity", "sbom.cdx.json", true},
 	{SPDXName, "initrd", "sbom.spdx.json", true}, // where the initrd is the root

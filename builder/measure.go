@@ -24,6 +24,9 @@ var Banks = []eventlog.Alg{eventlog.SHA1, eventlog.SHA256, eventlog.SHA384}
 func runMeasure(_ context.Context, w *work) error {
 	defer w.closeOpened()
 	i := &Image{Profile: w.Profile, Machine: shape(w.Profile.Machine), Records: w.Records, Store: w.Store, Open: w.artefact}
+	if err := w.initdata(i); err != nil {
+		return err
+	}
 	m, log, err := i.Predict(Banks)
 	if err != nil {
 		return err

@@ -45,7 +45,7 @@ var movedBy = map[string]string{
 	"root.kind":          "", // neither is verity: see movedByVerity
 	"root.packages":      "", "root.bare": "",
 	"root.exclude": "initrd uki disk measure", "root.alternatives": "initrd uki disk measure",
-	"root.overlay": "", "root.on_corruption": "", "root.hash": "", "root.layout": "", "root.verity_key": "", "root.verity_cert": "",
+	"root.overlay": "", "root.on_corruption": "", "root.hash": "", "root.verity_key": "", "root.verity_cert": "",
 	"users.name": "initrd uki disk measure", "users.uid": "initrd uki disk measure", "users.group": "initrd uki disk measure",
 	"users.comment": "initrd uki disk measure", "users.home": "initrd uki disk measure", "users.shell": "initrd uki disk measure",
 	"users.groups": "initrd uki disk measure",
@@ -67,7 +67,7 @@ var movedBy = map[string]string{
 	"pcr_policy.key": "", "pcr_policy.banks": "uki disk measure", "pcr_policy.phases": "uki disk measure",
 
 	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure", "machine.path": "measure",
-	"outputs.kinds": "forms",
+	"outputs.kinds": "forms", "initdata": "",
 
 	"Name": "initrd uki disk measure", "Origin": "", "Dir": "", "Stock": "",
 }
@@ -81,8 +81,7 @@ var movedByVerity = map[string]string{
 	"root.kind":    "initrd uki disk measure", // to an initrd: the steps of the root are gone
 	"root.exclude": "rootfs verity initrd uki disk measure", "root.alternatives": "rootfs verity initrd uki disk measure",
 	"root.overlay": "initrd uki disk measure", "root.on_corruption": "verity initrd uki disk measure", "root.hash": "verity initrd uki disk measure",
-	"root.layout": "verity initrd uki disk measure",
-	"users.name":  "rootfs verity initrd uki disk measure", "users.uid": "rootfs verity initrd uki disk measure", "users.group": "rootfs verity initrd uki disk measure",
+	"users.name": "rootfs verity initrd uki disk measure", "users.uid": "rootfs verity initrd uki disk measure", "users.group": "rootfs verity initrd uki disk measure",
 	"users.comment": "rootfs verity initrd uki disk measure", "users.home": "rootfs verity initrd uki disk measure", "users.shell": "rootfs verity initrd uki disk measure",
 	"users.groups": "rootfs verity initrd uki disk measure",
 	"groups.name":  "rootfs verity initrd uki disk measure", "groups.gid": "rootfs verity initrd uki disk measure",
@@ -130,7 +129,7 @@ func everything() *Spec {
 		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})
 	}
 	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
-	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "kernel.file", "kernel.modules_dir", "layers a",
+	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "initdata", "kernel.file", "kernel.modules_dir", "layers a",
 		"pcr_policy.key", "root.verity_cert", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
 		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
 	}
@@ -399,6 +398,7 @@ func TestKeysFollowTheLock(t *testing.T) {
 		{"kernel.file", file("kernel.file"), "kernel initrd uki disk measure"},
 		{"kernel.modules_dir", file("kernel.modules_dir"), "kernel initrd uki disk measure"},
 		{"stub.file", file("stub.file"), "stub uki disk measure"},
+		{"initdata", file("initdata"), "measure"},
 		{"firmware.code_file", file("firmware.code_file"), "firmware measure"},
 		{"firmware.vars_file", file("firmware.vars_file"), "firmware measure"},
 		{"secure_boot.cert", file("secure_boot.cert"), "firmware uki disk measure"},

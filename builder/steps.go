@@ -43,11 +43,7 @@ var pipeline = []step{
 		does: "hash the root file system; list what is in it",
 		inputs: func(s *Spec) any {
 			p := s.Profile
-			in := []any{p.Name, p.Seed, p.Epoch, p.Root.Hash, p.Root.OnCorruption}
-			if p.Root.Layout != "" {
-				in = append(in, p.Root.Layout)
-			}
-			return in
+			return []any{p.Name, p.Seed, p.Epoch, p.Root.Hash, p.Root.OnCorruption}
 		},
 		run: runVerity,
 	},
@@ -74,9 +70,6 @@ var pipeline = []step{
 			in := []any{s.Profile.Seed, s.Profile.Epoch}
 			if n := s.diskMultiple(); n > 0 {
 				in = append(in, n)
-			}
-			if p := s.Profile; p.Verity() && p.Root.Layout != "" {
-				in = append(in, p.Root.Layout)
 			}
 			if s.signedRoot() { // the private key stands in it by its certificate
 				in = append(in, s.origin("", "root.verity_cert"))
@@ -108,6 +101,9 @@ var pipeline = []step{
 				in = append(in, p.SNP)
 			case profiles.PlatformTDX:
 				in = append(in, p.TDX)
+			}
+			if p.Initdata != "" {
+				in = append(in, s.origin("", initdataKey))
 			}
 			return in
 		},

@@ -10,12 +10,11 @@ import (
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/internal/erofs"
 	"github.com/plinth-os/plinth/internal/ident"
-	"github.com/plinth-os/plinth/profiles"
 	"github.com/plinth-os/plinth/verity"
 )
 
-// runVerity makes root.verity, the hash tree and, where the layout has one, a
-// superblock before it, with roothash, root.json, and the bills of materials, which name the root hash.
+// runVerity makes root.verity, a superblock and the hash tree behind it, with
+// roothash, root.json, and the bills of materials, which name the root hash.
 func runVerity(ctx context.Context, w *work) error {
 	data, size, err := w.open("rootfs", "root.erofs")
 	if err != nil {
@@ -53,23 +52,10 @@ func (w *work) verityParams(size int64) (*verity.Root, error) {
 			DataBlockSize: erofs.BlockSize, HashBlockSize: erofs.BlockSize,
 			DataBlocks: uint64(size / erofs.BlockSize), Salt: salt[:], Format: 1,
 		},
-		HashStart:    w.hashStart(),
+		HashStart:    1, // the superblock fills the first block
 		OnCorruption: verity.OnCorruption(w.Profile.Root.OnCorruption),
 	}, nil
 }
-
-// hashStart is the hash block at which the tree begins.
-func (s *Spec) hashStart() uint64 {
-	if s.kataLayout() {
-		return 0
-	}
-	return 1 // the superblock fills the first block
-}
-
-// kataLayout tells whether the disk is one for the runtime of Kata Containers, which
-// takes the first two partitions and counts the tree from the start of the second:
-// kata-containers, src/runtime/virtcontainers/hypervisor.go, GetKernelRootParams.
-func (s *Spec) kataLayout() bool { return s.Profile.Root.Layout == profiles.LayoutKata }
 
 // hashTree writes the content of the hash partition and fills in the root hash.
 // No guest reads the superblock; veritysetup does.
@@ -77,9 +63,6 @@ func (w *work) hashTree(out io.WriterAt, data io.ReaderAt, root *verity.Root) (e
 	tree := io.NewOffsetWriter(out, int64(root.HashStart)*int64(root.HashBlockSize))
 	if root.RootHash, err = verity.Format(tree, data, root.Params); err != nil {
 		return err
-	}
-	if root.HashStart == 0 {
-		return nil
 	}
 	s := verity.Superblock{Params: root.Params, UUID: ident.UUID(w.Profile.Seed, "root verity", root.RootHash)}
 	b, err := s.Marshal()

@@ -180,6 +180,10 @@ func (c *checker) check(v *Value) (RegisterCheck, error) {
 		return RegisterCheck{}, err
 	}
 	x := RegisterCheck{Register: v.Register, Bank: v.Bank, Phase: v.Phase, Provenance: v.Provenance, Want: v.values(), Reason: v.Reason}
+	if c.withoutInitdata(v, register) {
+		x.Got, x.Verdict, x.Reason = c.o.Before[v.Bank][register], NotChecked, "this guest was given no initdata"
+		return x, nil
+	}
 	reported := c.o.Before
 	if v.Phase != "" {
 		reported = c.o.After

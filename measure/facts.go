@@ -26,6 +26,7 @@ type SNPFacts struct {
 	FamilyID      string        `json:"family_id"`      // 16 bytes in hex, or ""
 	ImageID       string        `json:"image_id"`       // the same
 	GuestSVN      uint32        `json:"guest_svn"`
+	HostData      string        `json:"host_data,omitempty"`     // 32 bytes in hex, of the initdata; "": not said
 	KernelHashes  *KernelHashes `json:"kernel_hashes,omitempty"` // nil: the firmware alone is measured
 }
 
@@ -77,6 +78,7 @@ func (f *SNPFacts) check() error {
 		checkBits("guest_features", f.GuestFeatures),
 		optional(f.FamilyID, checkHex("family_id", f.FamilyID, 16)),
 		optional(f.ImageID, checkHex("image_id", f.ImageID, 16)),
+		optional(f.HostData, checkHex("host_data", f.HostData, 32)),
 	)
 	if h := f.KernelHashes; h != nil {
 		err = errors.Join(err,

@@ -128,8 +128,6 @@ var faultRows = []struct {
 	{name: "layer by another algorithm, from a reference with a tag", text: "[[layers]]\nname = 'a'\ndigest = 'md5:00'\nregistry = 'registry.example.com/a:1'", want: []string{
 		`5:10: layers[0].digest: "md5:00": want sha256: and 64 lower-case hexadecimal digits`,
 		`6:12: layers[0].registry: "registry.example.com/a:1": want HOST/NAME or HOST:PORT/NAME, without tag and digest`}},
-	{name: "Kata's layout of an initrd", text: "root = { kind = 'initrd', layout = 'kata' }", want: []string{`3:36: root.layout: is for root.kind "verity"`}, beyond: true},
-	{name: "Kata's layout with another hash", text: "root = { hash = 'sha512', layout = 'kata' }", want: []string{`3:17: root.hash: "sha512": the runtime of Kata Containers knows sha256 alone`}, beyond: true},
 	{name: "file of the agent", text: "[[files]]\npath = '/etc/plinth/agent.json'\ntext = ''", want: []string{`4:8: files[0].path: "/etc/plinth" belongs to the agent or the kernel`}, beyond: true},
 	{name: "file in the place of the agent", text: "[[files]]\npath = '/init'\ntext = ''\n[[files]]\npath = '/initial'\ntext = ''", want: []string{`4:8: files[0].path: "/init" belongs to the agent or the kernel`}, beyond: true},
 	{name: "service without program", text: "[[services]]\nname = 'x'", want: []string{"3:3: services[0].exec: is missing: The program, by absolute path in the guest, and its arguments. No shell reads them."}, beyond: true},

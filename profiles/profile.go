@@ -49,6 +49,7 @@ type Profile struct {
 	Machine    Machine    `toml:"machine" doc:"The virtual machine that boot runs and measure predicts."`
 	SNP        SNP        `toml:"snp" doc:"What decides an SEV-SNP launch digest besides the files, and what the attestation report says beside it. For platform snp."`
 	TDX        TDX        `toml:"tdx" doc:"What a quote says beside the measurement registers. For platform tdx. Absent: not said."`
+	Initdata   string     `toml:"initdata" format:"file" doc:"Initdata that the guest is given at launch, as plinth initdata build writes it. It is no part of the image: measurements.json says what its evidence then shows, PCR 8, HOSTDATA or MRCONFIGID. Absent: not said."`
 	Outputs    Outputs    `toml:"outputs" doc:"What a build writes."`
 
 	// Name is the file's name without .toml.
@@ -129,7 +130,6 @@ type Root struct {
 	Overlay      bool     `toml:"overlay" default:"false" doc:"Lay a file system in memory over a verity root: it can be written to, and what was written is gone at the end."`
 	OnCorruption string   `toml:"on_corruption" default:"'panic'" enum:"panic|restart" doc:"What the kernel does at the first block of a verity root that is not the one that was built."`
 	Hash         string   `toml:"hash" default:"'sha256'" enum:"sha256|sha512" doc:"Hash algorithm of a verity root."`
-	Layout       string   `toml:"layout" json:",omitempty" enum:"kata" doc:"kata: the root is the disk's first partition and its hash tree, without a superblock, the second, where the runtime of Kata Containers expects them. Absent: as the Discoverable Partitions Specification has it."`
 
 	VerityKey  string `toml:"verity_key" format:"file" doc:"Private key that signs the root hash of a verity root, PEM (PKCS #8), RSA. The signature is a partition of its own, for veritysetup, systemd and kernels that ask for one; the guest needs none, because its root hash is measured."`
 	VerityCert string `toml:"verity_cert" format:"file" doc:"Certificate of that key, PEM."`
@@ -258,9 +258,6 @@ const (
 	RestartFailure = "failure"
 	RestartAlways  = "always"
 )
-
-// LayoutKata is a layout of the disk, see Root.Layout.
-const LayoutKata = "kata"
 
 // Platforms.
 const (

@@ -231,14 +231,6 @@ func (r *rules) root() {
 			r.fault(spot{"root", "verity_key"}, "", "is missing: root.verity_cert alone signs nothing")
 		}
 	}
-	if r.Root.Layout == LayoutKata && r.faults.sound("root.kind", "root.hash") {
-		switch {
-		case !r.Verity():
-			r.fault(spot{"root", "layout"}, "", "is for root.kind %s", quote(RootVerity))
-		case r.Root.Hash != "sha256":
-			r.fault(spot{"root", "hash"}, "", "%s: the runtime of Kata Containers knows sha256 alone", quote(r.Root.Hash))
-		}
-	}
 	for _, link := range slices.Sorted(maps.Keys(r.Root.Alternatives)) {
 		if to := r.Root.Alternatives[link]; !path.IsAbs(to) && r.faults.sound("root.alternatives") {
 			r.fault(spot{"root", "alternatives", link}, "", "%s: want an absolute path", quote(to))

@@ -191,6 +191,7 @@ platform = "vtpm"
 seed = "x"
 epoch = 1767225600
 cmdline = ["a"]
+initdata = "i"
 [sources.a]
 suite = "sid"
 components = ["main"]
@@ -312,8 +313,6 @@ package = "ovmf"
 suite = "sid"
 code = "a"
 vars = "b"
-[root]
-layout = "kata"
 [snp]
 vcpu_types = ["EPYC-v4"]
 policy = "0x30000"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -120,16 +121,20 @@ func (c *common) bootDir(ctx context.Context, target string, f *bootFlags, r *re
 		return target, nil
 	}
 	name := target
+	var built []byte // the profile that the directory was built from
 	if isDir {
-		m, err := readManifest(target)
+		img, err := openImage(target)
 		if err != nil {
 			return "", err
 		}
-		name, c.out = m.Name, target
+		name, c.out, built = img.manifest.Name, target, img.profile.Canonical()
 	}
 	p, err := c.loadProfile(name, r)
 	if err != nil {
 		return "", err
+	}
+	if built != nil && !bytes.Equal(built, p.Canonical()) {
+		return "", usagef("%s was not built from profile %s as it is now: name the profile instead, with the options that it was built with", target, name)
 	}
 	if !f.record {
 		return c.outDir(p), nil

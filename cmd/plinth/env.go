@@ -14,7 +14,7 @@ type env struct {
 	stdout, stderr io.Writer
 	terminal       bool // stderr can be redrawn
 	getenv         func(string) string
-	now            func() time.Time // for the lock's Valid-Until check and provenance.json, nothing else
+	now            func() time.Time // for the lock's Valid-Until check, provenance.json, --expires and admin tokens, nothing else
 }
 
 func hostEnv() *env {

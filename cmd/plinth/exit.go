@@ -12,6 +12,7 @@ import (
 
 	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/builder/source"
+	"github.com/plinth-os/plinth/initdata"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/profiles"
 	"github.com/plinth-os/plinth/qemu"
@@ -62,7 +63,7 @@ func exitCode(err error) int {
 		value    *builder.ValueError
 	)
 	switch {
-	case errors.Is(err, profiles.ErrUnsupported):
+	case errors.Is(err, profiles.ErrUnsupported), errors.Is(err, initdata.ErrAlgorithm):
 		return exitUnsupported
 	case errors.As(err, &usage), errors.As(err, &faults), errors.As(err, &resolve), errors.As(err, &value):
 		return exitUsage

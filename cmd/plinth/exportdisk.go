@@ -11,9 +11,6 @@ import (
 
 // exportDisk writes the disk of the image in dir in another form.
 func (c *common) exportDisk(dir, to, out string, force bool) error {
-	if to == "" {
-		return usagef("--to is needed")
-	}
 	form, err := builder.FindForm(to)
 	if err != nil {
 		return usagef("--to is %w", err)
@@ -33,25 +30,12 @@ func (c *common) exportDisk(dir, to, out string, force bool) error {
 	if err := convertDisk(dir, out, m, form); err != nil {
 		return err
 	}
-	digest, err := fileDigest(out)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(c.env.stdout, "%s  %s\n", digest, out)
-	return err
+	return c.written(out)
 }
 
 // convertDisk writes the disk, after a comparison with the manifest.
 func convertDisk(dir, out string, m *builder.Manifest, form *builder.Form) error {
-	path := filepath.Join(dir, builder.DiskName)
-	got, err := fileDigest(path)
-	if err != nil {
-		return err
-	}
-	if want := m.Artefact(builder.DiskName).Digest.String(); got != want {
-		return mismatchError{fmt.Errorf("%s: sha256 is %s, want %s", path, got, want)}
-	}
-	f, size, err := openSized(path)
+	f, size, err := openListed(dir, m, builder.DiskName)
 	if err != nil {
 		return err
 	}

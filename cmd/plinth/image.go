@@ -25,6 +25,7 @@ type image struct {
 	profile  *profiles.Profile // that the manifest carries
 	store    *cas.Store
 	vcpus    int
+	initdata string // file that the guest is given, instead of the image's own
 	opened   []*os.File
 }
 
@@ -197,8 +198,25 @@ func (i *image) close() {
 // predict computes the measurements from the files in the directory.
 func (i *image) predict(records []byte, banks []eventlog.Alg) (*measure.Measurements, error) {
 	defer i.close()
-	m, _, err := i.files(records).Predict(banks)
+	given, err := i.given()
+	if err != nil {
+		return nil, err
+	}
+	files := i.files(records)
+	files.Initdata = given
+	m, _, err := files.Predict(banks)
 	return m, err
+}
+
+// given is the initdata that the guest is to be given, nil if none is known.
+func (i *image) given() ([]byte, error) {
+	switch {
+	case i.initdata != "":
+		return builder.ReadInitdata(i.initdata)
+	case i.manifest.Has(builder.InitdataName):
+		return builder.ReadInitdata(i.file(builder.InitdataName))
+	}
+	return nil, nil
 }
 
 // readMeasurements reads DIR/measurements.json.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -144,6 +145,7 @@ func (f *pcrFlags) open(i *image, b *measure.Boot) (err error) {
 func newMeasureImage(c *common) *cobra.Command {
 	var banks []string
 	var explain bool
+	var initdata string
 	f := &bootFlags{accel: "auto"}
 	cmd := &cobra.Command{
 		Use:   "image DIR|PROFILE",
@@ -163,6 +165,7 @@ func newMeasureImage(c *common) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			img.initdata = initdata
 			m, err := img.predict(img.manifest.Records, algs)
 			if err != nil {
 				return err
@@ -176,6 +179,7 @@ func newMeasureImage(c *common) *cobra.Command {
 	fl.StringVar(&f.path, "path", "", "how the guest is started: disk, uki or kernel (default: the profile's)")
 	fl.IntVar(&f.vcpus, "vcpus", 0, "virtual CPUs (default: the profile's)")
 	fl.IntVar(&f.memory, "memory", 0, "memory in MiB (default: the profile's)")
+	fl.StringVar(&initdata, "initdata", "", "initdata that the guest is given: says PCR 8, HOSTDATA or MRCONFIGID (default: the profile's)")
 	return cmd
 }
 
@@ -278,7 +282,19 @@ func (c *common) printMeasurements(m *measure.Measurements, banks []string, expl
 			}
 		}
 	}
+	printFacts(t, m)
 	return t.Flush()
+}
+
+// printFacts prints what the host sets at launch and evidence repeats, where it is
+// known.
+func printFacts(w io.Writer, m *measure.Measurements) {
+	if m.SNP != nil && m.SNP.HostData != "" {
+		fmt.Fprintf(w, "host_data\t%s\t%s\n", measure.Predicted, m.SNP.HostData)
+	}
+	if m.TDX != nil && m.TDX.MRConfigID != "" {
+		fmt.Fprintf(w, "mr_config_id\t%s\t%s\n", measure.Predicted, m.TDX.MRConfigID)
+	}
 }
 
 // where names a register, and the machine shape when the value is only for one.

@@ -114,7 +114,7 @@ func expectSNP(o *verify.SNPOptions, m *measure.Measurements) error {
 	if m.SNP.GuestSVN > 0 {
 		o.MinGuestSVN = &m.SNP.GuestSVN
 	}
-	o.FamilyID, o.ImageID = hexOrNil(m.SNP.FamilyID), hexOrNil(m.SNP.ImageID)
+	o.FamilyID, o.ImageID, o.HostData = hexOrNil(m.SNP.FamilyID), hexOrNil(m.SNP.ImageID), hexOrNil(m.SNP.HostData)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/plinth-os/plinth/builder"
+	"github.com/plinth-os/plinth/builder/export"
 	"github.com/plinth-os/plinth/initrd"
 	"github.com/plinth-os/plinth/internal/gpt"
 	"github.com/plinth-os/plinth/internal/testenv"
@@ -110,6 +111,7 @@ func TestKata(t *testing.T) {
 	must(t, dir, "build", "./kata.toml")
 	out := filepath.Join(dir, "out/kata")
 	must(t, dir, "lint", "out/kata")
+	must(t, dir, "export", "out/kata", "--to", "kata")
 	r := boots(t, dir, "boot", "out/kata", "--check", "--json")
 	var c guestCheck
 	decode(t, r.stdout, &c)
@@ -122,7 +124,7 @@ func TestKata(t *testing.T) {
 		t.Fatal(err)
 	}
 	params := kataParams(t, m.Root.KataParams)
-	veritysetupTakes(t, filepath.Join(out, builder.DiskName), params)
+	veritysetupTakes(t, filepath.Join(out, export.KataDiskName), params)
 	bootKata(t, out, m, params)
 }
 
@@ -194,7 +196,7 @@ func bootKata(t *testing.T, out string, m *builder.Manifest, params map[string]s
 	table := fmt.Sprintf("dm-verity,,,ro,0 %d verity 1 /dev/vda1 /dev/vda2 %s %s %s 0 sha256 %s %s",
 		size/512*blocks, params["data_block_size"], params["hash_block_size"], params["data_blocks"], params["root_hash"], params["salt"])
 	vm := qemu.Machine{
-		MemoryMiB: m.Machine.Memory, Disk: filepath.Join(out, builder.DiskName), Kernel: filepath.Join(out, builder.KernelName),
+		MemoryMiB: m.Machine.Memory, Disk: filepath.Join(out, export.KataDiskName), Kernel: filepath.Join(out, builder.KernelName),
 		Initrd:   filepath.Join(t.TempDir(), "initrd"),
 		Append:   fmt.Sprintf(`console=ttyS0 panic=-1 dm-mod.create="%s" root=/dev/dm-0 rootflags=ro rootfstype=erofs`, table),
 		Firmware: filepath.Join(out, builder.GenericName), Vars: filepath.Join(out, builder.GenericVarsName),

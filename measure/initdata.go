@@ -1,0 +1,75 @@
+package measure
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/plinth-os/plinth/measure/eventlog"
+)
+
+// PhaseInitdata is when a guest has extended PCR 8 by the digest of its initdata,
+// before it uses any of it.
+const PhaseInitdata = "initdata"
+
+const registerInitdata = "pcr8"
+
+// ExtendInitdata adds what PCR 8 holds once a guest has extended it by the digest
+// of its initdata, 32 bytes, in bank sha256; the other banks stay as they are. The
+// values without a phase stay too: a guest that is given none extends nothing.
+// Initdata Specification 0.1.0, "Integrity Binding for Different TEEs".
+func (m *Measurements) ExtendInitdata(digest []byte) error {
+	if n := eventlog.SHA256.Size(); len(digest) != n {
+		return fmt.Errorf("measure: initdata: digest of %d bytes: want %d", len(digest), n)
+	}
+	var out []Value
+	for _, v := range m.Values {
+		out = append(out, v)
+		if v.Platform != PlatformTPM || v.Register != registerInitdata || v.Bank != eventlog.SHA256.String() {
+			continue
+		}
+		if v.Phase != "" {
+			return fmt.Errorf("measure: initdata: %s has a phase %q already", v.Register, v.Phase)
+		}
+		out = append(out, v.extended(digest))
+	}
+	if len(out) == len(m.Values) {
+		return errors.New("measure: initdata: no value for pcr8 in bank sha256")
+	}
+	m.Values = out
+	return nil
+}
+
+// extended is v after the digest of the initdata.
+func (v Value) extended(digest []byte) Value {
+	event := EventRef{Name: "initdata", Type: eventlog.IPL.String(), Digest: hex.EncodeToString(digest), Source: "initdata, by the guest", Unlogged: true}
+	fold := func(h string) string {
+		b, _ := hex.DecodeString(h) // written by a prediction
+		return hex.EncodeToString(eventlog.Extend(eventlog.SHA256, b, digest))
+	}
+	v.Phase, v.Events = PhaseInitdata, append(slices.Clone(v.Events), event)
+	v.OneOf = slices.Clone(v.OneOf)
+	for i := range v.OneOf {
+		v.OneOf[i] = fold(v.OneOf[i])
+	}
+	if v.Value != "" {
+		v.Value = fold(v.Value)
+	}
+	switch {
+	case v.Provenance == Volatile:
+	case len(v.Events) > 1:
+		v.Reason = "something else extends it first: a verifier that expects the digest alone refuses it"
+	default:
+		v.Reason = ""
+	}
+	return v
+}
+
+// withoutInitdata tells whether x, of a value after the initdata, is of a guest
+// that was given none: it left the register alone.
+func (c *checker) withoutInitdata(v *Value, register int) bool {
+	before := c.o.Before[v.Bank][register]
+	after, ok := c.o.After[v.Bank][register]
+	return v.Phase == PhaseInitdata && before != "" && (!ok || after == before)
+}
