@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"strings"
 	"syscall"
 
 	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/builder/source"
+	"github.com/plinth-os/plinth/imagepull/registry"
 	"github.com/plinth-os/plinth/initdata"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/profiles"
@@ -61,6 +63,8 @@ func exitCode(err error) int {
 		errno    syscall.Errno
 		damaged  *cas.DamagedError
 		value    *builder.ValueError
+		status   *registry.StatusError
+		request  *url.Error
 	)
 	switch {
 	case errors.Is(err, profiles.ErrUnsupported), errors.Is(err, initdata.ErrAlgorithm):
@@ -69,11 +73,11 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &host), errors.As(err, &tool):
 		return exitHost
-	case errors.As(err, &verify), errors.As(err, &mismatch):
+	case errors.As(err, &verify), errors.As(err, &mismatch), errors.Is(err, registry.ErrBlocked):
 		return exitMismatch
 	case errors.As(err, &lock):
 		return exitLock
-	case errors.As(err, &network):
+	case errors.As(err, &network), errors.As(err, &status), errors.As(err, &request):
 		return exitNetwork
 	case errors.As(err, &boot):
 		return exitBoot

@@ -20,7 +20,8 @@ import (
 // encoding/json refuses it refuses keys that v does not know, in exactly its
 // spelling, keys that appear twice, numeric keys with a sign or leading zeros,
 // data behind the document and invalid UTF-8. Errors name the place as in
-// "services[0].env". v must not hold interfaces or embedded structs.
+// "services[0].env". What is to become a json.RawMessage is taken as it is. v must
+// not hold interfaces or embedded structs.
 func Unmarshal(b []byte, v any) error {
 	if !utf8.Valid(b) {
 		return errors.New("invalid UTF-8")
@@ -48,6 +49,9 @@ func check(d *json.Decoder, t reflect.Type, path string) error {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
+	if t == reflect.TypeFor[json.RawMessage]() {
+		return skip(d, tok)
+	}
 	switch tok {
 	case json.Delim('{'):
 		return checkObject(d, t, path)
@@ -55,6 +59,24 @@ func check(d *json.Decoder, t reflect.Type, path string) error {
 		return checkArray(d, t, path)
 	}
 	return nil
+}
+
+// skip reads the rest of a value that begins with tok.
+func skip(d *json.Decoder, tok json.Token) (err error) {
+	for depth := 0; ; {
+		switch tok {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth == 0 {
+			return nil
+		}
+		if tok, err = d.Token(); err != nil {
+			return err
+		}
+	}
 }
 
 func checkArray(d *json.Decoder, t reflect.Type, path string) error {

@@ -1,0 +1,155 @@
+// Package imagepull gets OCI images that a policy admits. Nothing that it gets is
+// anybody's to see before it is proven.
+package imagepull
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/distribution/reference"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/plinth-os/plinth/imagepull/crypt"
+	"github.com/plinth-os/plinth/imagepull/policy"
+	"github.com/plinth-os/plinth/imagepull/registry"
+)
+
+// A Puller has what is needed to get images and to judge them.
+type Puller struct {
+	Registry  *registry.Client
+	Lookaside *Lookaside
+	HTTP      *http.Client // for the lookaside
+	Policy    *policy.Policy
+	Trust     policy.Trust
+	Platform  v1.Platform // of which one image of an index is
+}
+
+// An Image is one whose manifest has been fetched, and judged where it says so.
+type Image struct {
+	Name     string          `json:"name"`
+	From     string          `json:"from"`            // the registry or mirror that had it
+	Index    string          `json:"index,omitempty"` // digest of the index that was named
+	Digest   string          `json:"digest"`          // of the platform's manifest
+	Platform string          `json:"platform,omitempty"`
+	Config   v1.Descriptor   `json:"config"`
+	Layers   []Layer         `json:"layers"`
+	Verdict  *policy.Verdict `json:"verdict,omitempty"`
+	Judged   string          `json:"judged,omitempty"` // digest of what the verdict is of
+}
+
+// A Layer is one of an image's.
+type Layer struct {
+	Digest    string `json:"digest"`
+	MediaType string `json:"media_type"`
+	Size      int64  `json:"size"`
+	Encrypted bool   `json:"encrypted"`
+}
+
+// Inspect fetches what a name leads to, and judges nothing.
+func (p *Puller) Inspect(ctx context.Context, n policy.Name) (*Image, error) {
+	im, _, err := p.resolve(ctx, n)
+	return im, err
+}
+
+// Explain fetches what a name leads to and judges it by the policy. Whoever signed
+// the index has signed the manifests in it: where the index is not admitted, the
+// platform's manifest is judged.
+func (p *Puller) Explain(ctx context.Context, n policy.Name) (*Image, error) {
+	im, manifests, err := p.resolve(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range manifests {
+		im.Judged = m.Digest
+		if im.Verdict, err = p.judge(ctx, n, m); err != nil {
+			return nil, err
+		}
+		if im.Verdict.Accepted {
+			break
+		}
+	}
+	return im, nil
+}
+
+func (p *Puller) judge(ctx context.Context, n policy.Name, m *registry.Manifest) (*policy.Verdict, error) {
+	return p.Policy.Judge(policy.Candidate{
+		Name: n, Manifest: m.Bytes,
+		Signatures: func(k policy.Kind) ([]policy.Signature, error) {
+			if k == policy.Simple {
+				return p.Lookaside.signatures(ctx, p.HTTP, n.Ref, m.Digest)
+			}
+			return attachments(ctx, p.Registry, n.Ref, m.Digest)
+		},
+	}, p.Trust)
+}
+
+// resolve returns the image, and the manifests on the way to it, the named one
+// first.
+func (p *Puller) resolve(ctx context.Context, n policy.Name) (*Image, []*registry.Manifest, error) {
+	if n.Ref == nil {
+		return nil, nil, fmt.Errorf("%s: only registries are supported yet", n)
+	}
+	named, err := p.Registry.Manifest(ctx, n.Ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	im := &Image{Name: n.String(), From: named.From, Digest: named.Digest}
+	manifests := []*registry.Manifest{named}
+	if registry.IsIndex(named.MediaType) {
+		m, err := p.choose(ctx, n.Ref, named)
+		if err != nil {
+			return nil, nil, err
+		}
+		im.Index, im.Digest = named.Digest, m.Digest
+		im.Platform = p.Platform.OS + "/" + p.Platform.Architecture
+		manifests = append(manifests, m)
+	}
+	return im, manifests, im.read(manifests[len(manifests)-1])
+}
+
+// choose takes the platform's manifest of an index. An index of indexes is refused.
+func (p *Puller) choose(ctx context.Context, ref reference.Named, index *registry.Manifest) (*registry.Manifest, error) {
+	var v v1.Index
+	if err := json.Unmarshal(index.Bytes, &v); err != nil {
+		return nil, fmt.Errorf("index %s: %w", index.Digest, err)
+	}
+	i := slices.IndexFunc(v.Manifests, func(d v1.Descriptor) bool {
+		return d.Platform != nil && d.Platform.OS == p.Platform.OS && d.Platform.Architecture == p.Platform.Architecture
+	})
+	if i < 0 {
+		return nil, fmt.Errorf("index %s: nothing for %s/%s", index.Digest, p.Platform.OS, p.Platform.Architecture)
+	}
+	byDigest, err := reference.WithDigest(reference.TrimNamed(ref), v.Manifests[i].Digest)
+	if err != nil {
+		return nil, fmt.Errorf("index %s: %w", index.Digest, err)
+	}
+	return p.Registry.Manifest(ctx, byDigest)
+}
+
+const maxLayers = 512
+
+func (im *Image) read(m *registry.Manifest) error {
+	if !registry.IsManifest(m.MediaType) {
+		return fmt.Errorf("manifest %s: media type %q: not an image", m.Digest, m.MediaType)
+	}
+	var v v1.Manifest
+	if err := json.Unmarshal(m.Bytes, &v); err != nil {
+		return fmt.Errorf("manifest %s: %w", m.Digest, err)
+	}
+	switch {
+	case v.Config.Digest == "":
+		return fmt.Errorf("manifest %s: %w", m.Digest, errors.New("no config"))
+	case len(v.Layers) > maxLayers:
+		return fmt.Errorf("manifest %s: %d layers: want at most %d", m.Digest, len(v.Layers), maxLayers)
+	}
+	im.Config = v.Config
+	for _, d := range v.Layers {
+		_, encrypted := crypt.Encrypted(d.MediaType)
+		im.Layers = append(im.Layers, Layer{d.Digest.String(), d.MediaType, d.Size, encrypted})
+	}
+	return nil
+}

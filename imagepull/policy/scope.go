@@ -1,0 +1,129 @@
+package policy
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// The transports that images come by.
+const (
+	Docker     = "docker"      // a registry
+	OCI        = "oci"         // a layout directory
+	OCIArchive = "oci-archive" // a tar of one
+)
+
+// A Name is what an image is called by whoever wants it.
+type Name struct {
+	Transport string
+	Ref       reference.Named // of docker: with a tag, a digest or both
+	Path      string          // of oci and oci-archive: absolute
+	Image     string          // of oci and oci-archive: which one, may be ""
+}
+
+// ParseName reads "docker://registry.example.com/app:1", "oci:/dir:image",
+// "oci-archive:/file.tar". A registry's image without tag and digest has the tag
+// "latest".
+func ParseName(s string) (Name, error) {
+	transport, rest, _ := strings.Cut(s, ":")
+	switch transport {
+	case Docker:
+		rest, ok := strings.CutPrefix(rest, "//")
+		if !ok {
+			return Name{}, fmt.Errorf("image %q: want docker:// before it", s)
+		}
+		ref, err := reference.ParseNormalizedNamed(rest)
+		if err != nil {
+			return Name{}, fmt.Errorf("image %q: %w", s, err)
+		}
+		return Name{Transport: transport, Ref: reference.TagNameOnly(ref)}, nil
+	case OCI, OCIArchive:
+		file, image, _ := strings.Cut(rest, ":")
+		if !path.IsAbs(file) {
+			return Name{}, fmt.Errorf("image %q: want an absolute path", s)
+		}
+		return Name{Transport: transport, Path: path.Clean(file), Image: image}, nil
+	}
+	return Name{}, fmt.Errorf("image %q: want docker://, oci: or oci-archive: before it", s)
+}
+
+func (n Name) String() string {
+	switch {
+	case n.Ref != nil:
+		return n.Transport + "://" + n.Ref.String()
+	case n.Image != "":
+		return n.Transport + ":" + n.Path + ":" + n.Image
+	}
+	return n.Transport + ":" + n.Path
+}
+
+// scopes returns what a policy may call the image, from the narrowest on.
+// containers-policy.json(5), "Supported transports and their scopes".
+func (n Name) scopes() []string {
+	if n.Ref != nil {
+		return dockerScopes(n.Ref)
+	}
+	out := []string{n.Path}
+	if n.Image != "" {
+		out = append([]string{n.Path + ":" + n.Image}, out...)
+	}
+	for dir := path.Dir(n.Path); dir != "/"; dir = path.Dir(dir) {
+		out = append(out, dir)
+	}
+	return append(out, "")
+}
+
+func dockerScopes(ref reference.Named) []string {
+	// By a digest where there is one: it decides what is pulled.
+	identity := reference.TrimNamed(ref)
+	if d, ok := ref.(reference.Digested); ok {
+		identity, _ = reference.WithDigest(identity, d.Digest()) // of a name that has one
+	} else {
+		identity = ref
+	}
+	out := []string{identity.String()}
+	name := ref.Name()
+	for {
+		out = append(out, name)
+		i := strings.LastIndexByte(name, '/')
+		if i < 0 {
+			break
+		}
+		name = name[:i]
+	}
+	host, _, _ := strings.Cut(name, ":")
+	for {
+		_, parent, ok := strings.Cut(host, ".")
+		if !ok {
+			return append(out, "")
+		}
+		host = parent
+		out = append(out, "*."+host)
+	}
+}
+
+// checkScope refuses scopes that could never be those of an image.
+func checkScope(transport, scope string) error {
+	if scope == "" || transport != OCI && transport != OCIArchive && transport != "dir" {
+		return nil
+	}
+	file, _, _ := strings.Cut(scope, ":")
+	if !path.IsAbs(file) || path.Clean(file) != file || file == "/" {
+		return fmt.Errorf(": want a clean absolute path below /")
+	}
+	return nil
+}
+
+// Scope returns the requirements for an image, and by which scope; an image of
+// which the policy does not speak falls to its default, and transport is "" then.
+func (p *Policy) Scope(n Name) (list []Requirement, transport, scope string) {
+	scopes := p.Transports[n.Transport]
+	for _, s := range n.scopes() {
+		if list, ok := scopes[s]; ok {
+			return list, n.Transport, s
+		}
+	}
+	return p.Default, "", ""
+}
