@@ -13,6 +13,7 @@ type document struct {
 	Items  []item                    `json:"items,omitempty"`
 	Banks  map[string]map[int]string `json:"banks,omitempty"`
 	Raw    []byte                    `json:"raw,omitempty"`
+	Any    json.RawMessage           `json:"any,omitempty"`
 	Hidden string                    `json:"-"`
 	Plain  string
 }
@@ -26,6 +27,9 @@ func TestUnmarshal(t *testing.T) {
 	for _, tt := range []struct{ name, in, want string }{
 		{"whole", `{"schema":1,"names":["a","b"],"items":[{"next":{}}],"banks":{"sha1":{"0":"x","23":"y"}},"raw":"AAE="}`, ""},
 		{"null", `{"names":null}`, ""},
+		{"anything", `{"any":{"x":[1,{"x":2}],"y":"z"},"schema":1}`, ""},
+		{"anything, cut", `{"any":{"x":[1`, "EOF"},
+		{"unknown key behind anything", `{"any":[[]],"shema":1}`, "shema: unknown key"},
 		{"space around", " {\"schema\":1} \n", ""},
 		{"unknown key", `{"shema":1}`, "shema: unknown key"},
 		{"unknown key below", `{"items":[{},{"nxt":{}}]}`, "items[1].nxt: unknown key"},
