@@ -20,11 +20,16 @@ func Format(w io.WriterAt, data io.ReaderAt, p Params) (root []byte, err error) 
 		return p.single(data)
 	}
 	b := &builder{Params: p, w: w, levels: levels, rows: make([]row, len(levels)), digester: p.digester()}
-	err = each(p.leaves(data), func(l *leaf) error {
-		if err := b.write(0, l.index, l.block); err != nil {
+	err = each(p.leaves(data), func(l *leaves) error {
+		if err := b.write(0, l.index, l.blocks); err != nil {
 			return err
 		}
-		return b.add(1, l.digest)
+		for _, d := range l.digests {
+			if err := b.add(1, d); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -41,33 +46,40 @@ func (p *Params) single(data io.ReaderAt) ([]byte, error) {
 	return p.digester().sum(nil, block), nil
 }
 
-// A leaf is one hash block of level 0, made of the data under it.
-type leaf struct {
-	index  uint64
-	block  []byte // the digests of the data blocks, filled with zeros
-	digest []byte // of block
+// leaves are some hash blocks of level 0, made of the data under them.
+type leaves struct {
+	index   uint64   // of the first
+	blocks  []byte   // the digests of the data blocks, filled with zeros
+	digests [][]byte // of each block
 }
 
+// together is how many hash blocks of level 0 are made at a time: so many that
+// handing them over and writing them costs little beside making them.
+const together = 16
+
 // leaves returns the work that makes the hash blocks of level 0, in order.
-func (p *Params) leaves(data io.ReaderAt) work[*leaf] {
-	per := p.perBlock()
-	return work[*leaf]{
-		n: p.levels()[0].blocks,
-		worker: func() func(i uint64) (*leaf, error) {
+func (p *Params) leaves(data io.ReaderAt) work[*leaves] {
+	per, size := p.perBlock(), p.HashBlockSize
+	blocks := p.levels()[0].blocks
+	return work[*leaves]{
+		n: (blocks + together - 1) / together,
+		worker: func() func(i uint64) (*leaves, error) {
 			d := p.digester()
 			buf := make([]byte, int(per)*p.DataBlockSize)
-			return func(i uint64) (*leaf, error) {
-				first := i * per
-				n := min(per, p.DataBlocks-first)
-				in := buf[:int(n)*p.DataBlockSize]
-				if err := readFull(data, in, int64(first)*int64(p.DataBlockSize)); err != nil {
-					return nil, err
+			return func(i uint64) (*leaves, error) {
+				l := &leaves{index: i * together}
+				l.blocks = make([]byte, int(min(together, blocks-l.index))*size)
+				for b := l.blocks; len(b) > 0; b = b[size:] {
+					first := (l.index + uint64(len(l.digests))) * per
+					in := buf[:int(min(per, p.DataBlocks-first))*p.DataBlockSize]
+					if err := readFull(data, in, int64(first)*int64(p.DataBlockSize)); err != nil {
+						return nil, err
+					}
+					for j := 0; j*p.DataBlockSize < len(in); j++ {
+						d.sum(b[j*p.slot():j*p.slot()], in[j*p.DataBlockSize:][:p.DataBlockSize])
+					}
+					l.digests = append(l.digests, d.sum(nil, b[:size]))
 				}
-				l := &leaf{index: i, block: make([]byte, p.HashBlockSize)}
-				for j := range int(n) {
-					d.sum(l.block[j*p.slot():j*p.slot()], in[j*p.DataBlockSize:][:p.DataBlockSize])
-				}
-				l.digest = d.sum(nil, l.block)
 				return l, nil
 			}
 		},

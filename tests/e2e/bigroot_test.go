@@ -102,6 +102,7 @@ type visit struct {
 // programs work with each other in the guest.
 func TestBigRoot(t *testing.T) {
 	needs(t, append([]string{"fsck.erofs", "go"}, bootTools...)...)
+	t.Parallel() // a boot keeps one core busy
 	dir := workdir(t)
 	write(t, filepath.Join(dir, "big.toml"), bigProfile(bigPackages))
 	write(t, filepath.Join(dir, "visit.py"), read(t, filepath.Join(testenv.Root(t), "tests/e2e/testdata/visit.py")))

@@ -24,6 +24,7 @@ import (
 // cloud is given, on the kind of disk that the cloud has.
 func TestClouds(t *testing.T) {
 	needs(t, append([]string{"qemu-img"}, bootTools...)...)
+	t.Parallel() // a boot keeps one core busy
 	for _, c := range []struct {
 		example, form, file string
 		driver              string // QEMU's for the form, "" for a raw disk in an archive
@@ -182,6 +183,7 @@ func holdsThere(t *testing.T, dir string, r *evidence.Report) {
 // Hyper-V's bus is missing, and the guest comes up without its drivers.
 func TestCloudCheck(t *testing.T) {
 	needs(t, bootTools...)
+	t.Parallel() // a boot keeps one core busy
 	dir := workdir(t)
 	must(t, dir, "init", "mine", "--example", "azure")
 	if err := os.Rename(filepath.Join(dir, "vtpm.lock"), filepath.Join(dir, "profiles/mine.lock")); err != nil {

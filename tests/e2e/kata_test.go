@@ -55,6 +55,7 @@ func exampleDir(t *testing.T, dir, name string) {
 // run as cloud-api-adaptor's units run them: podvm/files/etc/systemd/system.
 func TestPodVM(t *testing.T) {
 	needs(t, append([]string{"go"}, bootTools...)...)
+	t.Parallel() // a boot keeps one core busy
 	dir := workdir(t)
 	exampleDir(t, dir, "podvm")
 	r := boots(t, dir, "boot", "./podvm.toml", "--record", "--check", "--json")
@@ -105,6 +106,7 @@ func TestPodVM(t *testing.T) {
 // in the way of Kata's runtime: without plinth's initrd.
 func TestKata(t *testing.T) {
 	needs(t, append([]string{"go", "veritysetup"}, bootTools...)...)
+	t.Parallel() // a boot keeps one core busy
 	dir := lockedDir(t, "snp", "kata")
 	exampleDir(t, dir, "kata")
 	must(t, dir, "lock", "--update", "./kata.toml")
