@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/ctxio"
 	"github.com/plinth-os/plinth/internal/ident"
 	"github.com/plinth-os/plinth/internal/vdisk"
 	"github.com/plinth-os/plinth/profiles"
@@ -127,7 +128,7 @@ func runForms(ctx context.Context, w *work) error {
 		}
 		err = w.write(ctx, form.File, func(cw *cas.Writer) error {
 			b := bufio.NewWriterSize(cw, 1<<20)
-			if err := form.convert(b, &contextReaderAt{ctx, f}, size, r.Digest, w.Profile.Seed, w.Profile.Epoch); err != nil {
+			if err := form.convert(b, ctxio.ReaderAt(ctx, f), size, r.Digest, w.Profile.Seed, w.Profile.Epoch); err != nil {
 				return err
 			}
 			return b.Flush()

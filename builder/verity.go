@@ -8,6 +8,7 @@ import (
 
 	"github.com/plinth-os/plinth/builder/rootfs"
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/ctxio"
 	"github.com/plinth-os/plinth/internal/erofs"
 	"github.com/plinth-os/plinth/internal/ident"
 	"github.com/plinth-os/plinth/verity"
@@ -25,7 +26,7 @@ func runVerity(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	err = w.write(ctx, "root.verity", func(cw *cas.Writer) error { return w.hashTree(cw, &contextReaderAt{ctx, data}, root) })
+	err = w.write(ctx, "root.verity", func(cw *cas.Writer) error { return w.hashTree(cw, ctxio.ReaderAt(ctx, data), root) })
 	if err != nil {
 		return err
 	}
@@ -100,17 +101,4 @@ func (w *work) putInventory(v *rootfs.Inventory, d rootfs.Document) error {
 		return err
 	}
 	return errors.Join(w.put("sbom.spdx.json", spdx), w.put("sbom.cdx.json", cyclone))
-}
-
-// contextReaderAt fails once its context is done.
-type contextReaderAt struct {
-	ctx context.Context
-	r   io.ReaderAt
-}
-
-func (c *contextReaderAt) ReadAt(p []byte, off int64) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.ReadAt(p, off)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/ctxio"
 	"github.com/plinth-os/plinth/internal/tree"
 	"github.com/plinth-os/plinth/internal/xz"
 )
@@ -53,38 +54,44 @@ const (
 // UnpackDeb unpacks the .deb file that the store holds as deb, or returns what an
 // earlier call left there. limit bounds the unpacked data archive, in bytes.
 func UnpackDeb(ctx context.Context, st *cas.Store, deb cas.Ref, limit int64) (*Unpacked, error) {
-	key := cas.Sum([]byte(unpackVersion + deb.Digest.String()))
-	unlock, err := st.Lock(ctx, "unpack "+deb.Digest.String())
+	return unpackOnce(ctx, st, unpackVersion, deb, (*Unpacked).data, func(r *io.SectionReader) (*Unpacked, error) {
+		u, err := unpackDeb(ctx, st, r, r.Size(), limit)
+		if err != nil {
+			return nil, fmt.Errorf("source: package %s: %w", deb.Digest.Short(), err)
+		}
+		return u, nil
+	})
+}
+
+func (u *Unpacked) data() cas.Ref { return u.Data }
+
+// unpackOnce returns what an earlier call made of a blob and left in the store, or
+// makes it. version says what it is; data is the blob that it refers to.
+func unpackOnce[T any](ctx context.Context, st *cas.Store, version string, blob cas.Ref, data func(*T) cas.Ref, unpack func(*io.SectionReader) (*T, error)) (*T, error) {
+	key := cas.Sum([]byte(version + blob.Digest.String()))
+	unlock, err := st.Lock(ctx, "unpack "+blob.Digest.String())
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if u := loadUnpacked(st, key); u != nil {
-		return u, nil
+	var t T
+	if b, err := st.LoadResult(key); err == nil && json.Unmarshal(b, &t) == nil && st.Holds(data(&t)) {
+		return &t, nil
 	}
-	f, err := st.Open(deb)
+	f, err := st.Open(blob)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	u, err := unpackDeb(ctx, st, f, deb.Size, limit)
-	if err != nil {
-		return nil, fmt.Errorf("source: package %s: %w", deb.Digest.Short(), err)
-	}
-	b, err := json.Marshal(u)
+	defer f.Close() // read only: nothing is lost
+	made, err := unpack(io.NewSectionReader(f, 0, blob.Size))
 	if err != nil {
 		return nil, err
 	}
-	return u, st.SaveResult(key, b)
-}
-
-func loadUnpacked(st *cas.Store, key cas.Digest) *Unpacked {
-	b, err := st.LoadResult(key)
-	var u Unpacked
-	if err != nil || json.Unmarshal(b, &u) != nil || !st.Holds(u.Data) {
-		return nil
+	b, err := json.Marshal(made)
+	if err != nil {
+		return nil, err
 	}
-	return &u
+	return made, st.SaveResult(key, b)
 }
 
 func unpackDeb(ctx context.Context, st *cas.Store, r io.ReaderAt, size, limit int64) (*Unpacked, error) {
@@ -141,7 +148,7 @@ func readDeb(r io.ReaderAt, size int64) (*debFile, error) {
 
 // expand writes the tar into w from offset 0 and returns its size.
 func (a debArchive) expand(ctx context.Context, w io.WriterAt, limit int64) (int64, error) {
-	var r io.Reader = &contextReader{ctx, a.data}
+	r := ctxio.Reader(ctx, a.data)
 	switch path.Ext(a.name) {
 	case ".xz":
 		return xz.Decode(ctx, w, a.data, a.data.Size(), xz.Limits{Size: limit, Jobs: min(runtime.GOMAXPROCS(0), maxJobs)})
@@ -167,18 +174,6 @@ func (a debArchive) expand(ctx context.Context, w io.WriterAt, limit int64) (int
 		err = &xz.LimitError{Limit: limit}
 	}
 	return n, err
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // growing is a WriterAt in memory, for writers that respect a limit.

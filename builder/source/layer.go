@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -47,39 +46,16 @@ const (
 // UnpackLayer unpacks the layer that the store holds as blob, or returns what an
 // earlier call left there. limit bounds the unpacked layer, in bytes.
 func UnpackLayer(ctx context.Context, st *cas.Store, blob cas.Ref, limit int64) (*Layer, error) {
-	key := cas.Sum([]byte(layerVersion + blob.Digest.String()))
-	unlock, err := st.Lock(ctx, "unpack "+blob.Digest.String())
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if l := loadLayer(st, key); l != nil {
+	return unpackOnce(ctx, st, layerVersion, blob, (*Layer).data, func(r *io.SectionReader) (*Layer, error) {
+		l, err := unpackLayer(ctx, st, r, limit)
+		if err != nil {
+			return nil, fmt.Errorf("source: layer sha256:%s: %w", blob.Digest.Short(), err)
+		}
 		return l, nil
-	}
-	f, err := st.Open(blob)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() // read only: nothing is lost
-	l, err := unpackLayer(ctx, st, io.NewSectionReader(f, 0, blob.Size), limit)
-	if err != nil {
-		return nil, fmt.Errorf("source: layer sha256:%s: %w", blob.Digest.Short(), err)
-	}
-	b, err := json.Marshal(l)
-	if err != nil {
-		return nil, err
-	}
-	return l, st.SaveResult(key, b)
+	})
 }
 
-func loadLayer(st *cas.Store, key cas.Digest) *Layer {
-	b, err := st.LoadResult(key)
-	var l Layer
-	if err != nil || json.Unmarshal(b, &l) != nil || !st.Holds(l.Data) {
-		return nil
-	}
-	return &l
-}
+func (l *Layer) data() cas.Ref { return l.Data }
 
 func unpackLayer(ctx context.Context, st *cas.Store, blob *io.SectionReader, limit int64) (*Layer, error) {
 	packed, err := packedLayer(blob)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/ctxio"
 )
 
 // blobPath is where an image layout has a blob: OCI Image Layout Specification,
@@ -50,7 +51,7 @@ func PutLayout(ctx context.Context, st *cas.Store, layout string, digest cas.Dig
 
 // putFromArchive looks for the blob in a layout in the form of a tar archive.
 func putFromArchive(ctx context.Context, st *cas.Store, r io.Reader, layout string, digest cas.Digest) (cas.Ref, error) {
-	t := tar.NewReader(&contextReader{ctx, r})
+	t := tar.NewReader(ctxio.Reader(ctx, r))
 	for {
 		h, err := t.Next()
 		if err == io.EOF {

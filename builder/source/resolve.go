@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/ctxio"
 	"github.com/plinth-os/plinth/internal/xz"
 )
 
@@ -317,7 +318,7 @@ func readDebFile(ctx context.Context, path string) ([]byte, cas.Ref, error) {
 	}
 	defer f.Close()
 	h := sha256.New()
-	n, err := io.Copy(h, &contextReader{ctx, f})
+	n, err := io.Copy(h, ctxio.Reader(ctx, f))
 	if err != nil {
 		return nil, cas.Ref{}, err
 	}

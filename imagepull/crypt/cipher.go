@@ -14,6 +14,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/plinth-os/plinth/internal/ctxio"
 )
 
 // ErrHMAC is the error of a layer that is not the one that was encrypted.
@@ -83,7 +85,7 @@ func Encrypt(ctx context.Context, w io.Writer, plain io.Reader, digest string, r
 	}
 	mac, sum := hmac.New(sha256.New, k.key), sha256.New()
 	out := cipher.StreamWriter{S: stream, W: io.MultiWriter(w, mac)}
-	if _, err := io.Copy(out, io.TeeReader(&contextReader{ctx, plain}, sum)); err != nil {
+	if _, err := io.Copy(out, io.TeeReader(ctxio.Reader(ctx, plain), sum)); err != nil {
 		return nil, err
 	}
 	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); got != digest {
@@ -117,17 +119,4 @@ func (k *Key) annotations(mac []byte, random io.Reader, to []Wrapper) (map[strin
 		out[annotationKeys+scheme] = strings.Join(slices.Clip(list), ",")
 	}
 	return out, nil
-}
-
-// contextReader fails once its context is done.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }

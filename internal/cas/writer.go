@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plinth-os/plinth/internal/ctxio"
 )
 
 // A Writer collects one blob in a temporary file. Write appends and hashes on
@@ -122,7 +124,7 @@ func (w *Writer) rehash(ctx context.Context) error {
 	}
 	w.size = fi.Size()
 	w.hash.Reset()
-	r := &ctxReader{ctx, io.NewSectionReader(w.f, 0, w.size)}
+	r := ctxio.Reader(ctx, io.NewSectionReader(w.f, 0, w.size))
 	if _, err := io.CopyBuffer(onlyWriter{w.hash}, r, make([]byte, 1<<20)); err != nil {
 		return fmt.Errorf("cas: %w", err)
 	}
@@ -182,7 +184,7 @@ func (s *Store) PutReader(ctx context.Context, r io.Reader) (Ref, error) {
 		return Ref{}, err
 	}
 	defer w.Abort()
-	if _, err := io.CopyBuffer(onlyWriter{w}, &ctxReader{ctx, r}, make([]byte, 1<<20)); err != nil {
+	if _, err := io.CopyBuffer(onlyWriter{w}, ctxio.Reader(ctx, r), make([]byte, 1<<20)); err != nil {
 		return Ref{}, fmt.Errorf("cas: %w", err)
 	}
 	return w.Commit(ctx)
@@ -190,18 +192,6 @@ func (s *Store) PutReader(ctx context.Context, r io.Reader) (Ref, error) {
 
 // onlyWriter hides ReadFrom, which would bypass the copy buffer and the hash.
 type onlyWriter struct{ io.Writer }
-
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *ctxReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}
 
 // Lock takes the named lock, waiting until ctx ends; one process holds it at a
 // time. The kernel frees it when the holder dies.
