@@ -15,7 +15,7 @@ import (
 )
 
 // maxAttachment bounds what a sigstore signature signs, bytes.
-const maxAttachment = 4 << 20
+const maxAttachment = 64 << 10
 
 // attachments fetches the signatures that cosign keeps in the image's repository,
 // as an image by a tag of its own: cosign, specs/SIGNATURE_SPEC.md.
@@ -40,6 +40,9 @@ func attachments(ctx context.Context, c *registry.Client, ref reference.Named, d
 	}
 	var out []policy.Signature
 	for i, d := range image.Layers {
+		if d.MediaType != policy.CosignMIME {
+			continue // no signature
+		}
 		if d.Size > maxAttachment {
 			return nil, fmt.Errorf("signatures: %s: signature %d: %d bytes: want at most %d", tagged, i, d.Size, maxAttachment)
 		}

@@ -7,8 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/distribution/reference"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,7 +22,6 @@ import (
 type Puller struct {
 	Registry  *registry.Client
 	Lookaside *Lookaside
-	HTTP      *http.Client // for the lookaside
 	Policy    *policy.Policy
 	Trust     policy.Trust
 	Platform  v1.Platform // of which one image of an index is
@@ -57,7 +56,8 @@ func (p *Puller) Inspect(ctx context.Context, n policy.Name) (*Image, error) {
 
 // Explain fetches what a name leads to and judges it by the policy. Whoever signed
 // the index has signed the manifests in it: where the index is not admitted, the
-// platform's manifest is judged.
+// platform's manifest is judged. (containers/image judges that alone, so that it
+// wants cosign's --recursive.)
 func (p *Puller) Explain(ctx context.Context, n policy.Name) (*Image, error) {
 	im, manifests, err := p.resolve(ctx, n)
 	if err != nil {
@@ -80,7 +80,7 @@ func (p *Puller) judge(ctx context.Context, n policy.Name, m *registry.Manifest)
 		Name: n, Manifest: m.Bytes,
 		Signatures: func(k policy.Kind) ([]policy.Signature, error) {
 			if k == policy.Simple {
-				return p.Lookaside.signatures(ctx, p.HTTP, n.Ref, m.Digest)
+				return p.Lookaside.signatures(ctx, p.Registry, n.Ref, m.Digest)
 			}
 			return attachments(ctx, p.Registry, n.Ref, m.Digest)
 		},
@@ -147,9 +147,28 @@ func (im *Image) read(m *registry.Manifest) error {
 		return fmt.Errorf("manifest %s: %d layers: want at most %d", m.Digest, len(v.Layers), maxLayers)
 	}
 	im.Config = v.Config
+	for _, d := range append([]v1.Descriptor{v.Config}, v.Layers...) {
+		if err := check(d); err != nil {
+			return fmt.Errorf("manifest %s: %w", m.Digest, err)
+		}
+	}
 	for _, d := range v.Layers {
 		_, encrypted := crypt.Encrypted(d.MediaType)
 		im.Layers = append(im.Layers, Layer{d.Digest.String(), d.MediaType, d.Size, encrypted})
+	}
+	return nil
+}
+
+// check refuses a descriptor that would be unsafe to show or to fetch by.
+func check(d v1.Descriptor) error {
+	printable := func(r rune) bool { return r > ' ' && r < 0x7f }
+	switch {
+	case d.Digest.Validate() != nil:
+		return fmt.Errorf("digest %.100q", d.Digest)
+	case d.Size < 0:
+		return fmt.Errorf("%s: size %d", d.Digest, d.Size)
+	case strings.ContainsFunc(d.MediaType, func(r rune) bool { return !printable(r) }):
+		return fmt.Errorf("%s: media type %.100q", d.Digest, d.MediaType)
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/plinth-os/plinth/imagepull/policy"
+	"github.com/plinth-os/plinth/imagepull/registry"
 )
 
 // A Lookaside says where signatures lie that are not in an image's registry: the
@@ -68,6 +68,16 @@ func ParseLookaside(files ...[]byte) (*Lookaside, error) {
 			}
 			l.by[name] = p
 		}
+		for name, p := range l.by {
+			if err := p.check(); err != nil {
+				return nil, fmt.Errorf("registries.d: %s: %w", name, err)
+			}
+		}
+		if l.general != nil {
+			if err := l.general.check(); err != nil {
+				return nil, fmt.Errorf("registries.d: default-docker: %w", err)
+			}
+		}
 	}
 	return l, nil
 }
@@ -77,17 +87,8 @@ func (l *Lookaside) base(ref reference.Named) string {
 	if l == nil {
 		return ""
 	}
-	names := []string{ref.String()}
-	for name := ref.Name(); name != ""; {
-		names = append(names, name)
-		i := strings.LastIndexByte(name, '/')
-		if i < 0 {
-			break
-		}
-		name = name[:i]
-	}
-	for _, n := range names {
-		if p, ok := l.by[n]; ok {
+	for _, name := range policy.DockerScopes(ref) {
+		if p, ok := l.by[name]; ok && name != "" && p.url() != "" {
 			return p.url()
 		}
 	}
@@ -104,9 +105,17 @@ func (p *place) url() string {
 	return p.OldURL
 }
 
+func (p *place) check() error {
+	at := p.url()
+	if u, err := url.Parse(at); at != "" && (err != nil || u.Scheme != "https" && u.Scheme != "file") {
+		return fmt.Errorf("lookaside %q: want a URL of https or file", at)
+	}
+	return nil
+}
+
 // signatures fetches the OpenPGP messages that lie beside a manifest: the first,
 // the second, until there is none.
-func (l *Lookaside) signatures(ctx context.Context, client *http.Client, ref reference.Named, digest string) (out []policy.Signature, err error) {
+func (l *Lookaside) signatures(ctx context.Context, client *registry.Client, ref reference.Named, digest string) (out []policy.Signature, err error) {
 	base := l.base(ref)
 	if base == "" {
 		return nil, nil
@@ -126,47 +135,22 @@ func (l *Lookaside) signatures(ctx context.Context, client *http.Client, ref ref
 }
 
 // fetchSignature reads a file by its URL, file or https.
-func fetchSignature(ctx context.Context, client *http.Client, at string) ([]byte, error) {
-	u, err := url.Parse(at)
-	if err != nil {
-		return nil, err
+func fetchSignature(ctx context.Context, client *registry.Client, at string) ([]byte, error) {
+	if file, ok := strings.CutPrefix(at, "file://"); ok {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxSignature+1))
+		if err == nil && len(b) > maxSignature {
+			err = fmt.Errorf("%s: more than %d bytes", file, maxSignature)
+		}
+		return b, err
 	}
-	var r io.ReadCloser
-	switch u.Scheme {
-	case "file":
-		r, err = os.Open(u.Path)
-	case "https":
-		r, err = openURL(ctx, client, at)
-	default:
-		err = fmt.Errorf("%s: want https or file", at)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, maxSignature+1))
-	if err == nil && len(b) > maxSignature {
-		err = fmt.Errorf("%s: more than %d bytes", at, maxSignature)
+	b, err := client.File(ctx, at, maxSignature)
+	if registry.NotFound(err) {
+		return nil, fs.ErrNotExist
 	}
 	return b, err
-}
-
-func openURL(ctx context.Context, client *http.Client, at string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-		return resp.Body, nil
-	case http.StatusNotFound:
-		err = fs.ErrNotExist
-	default:
-		err = fmt.Errorf("%s: %s", at, resp.Status)
-	}
-	return nil, errors.Join(err, resp.Body.Close())
 }

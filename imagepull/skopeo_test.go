@@ -147,13 +147,15 @@ func newShelf(t *testing.T) *shelf {
 		write(t, s.keys["cosign-"+user], publicPEM(t, &cosign[i].PublicKey))
 	}
 	for _, name := range []string{"team/app:1", "team/app:2", "team/deep/tool:1", "other:1"} {
-		for _, signed := range []string{"unsigned", "own", "tag", "repository", "both"} {
+		for _, signed := range []string{"unsigned", "own", "bare", "tag", "repository", "both"} {
 			repo := strings.Replace(name, ":", "-"+signed+":", 1)
 			digest := s.push(t, repo, name+signed)
 			at, names := s.host+"/"+repo, []string{}
 			switch signed {
 			case "own":
 				names = []string{at}
+			case "bare": // as cosign writes it
+				names = []string{s.host + "/" + strings.Split(repo, ":")[0]}
 			case "tag":
 				names = []string{at + "9"}
 			case "repository":
@@ -170,7 +172,7 @@ func newShelf(t *testing.T) *shelf {
 			if sigs != nil {
 				s.attach(t, repo, digest, sigs)
 			}
-			s.images = append(s.images, "docker://"+at)
+			s.images = append(s.images, "docker://"+at, "docker://"+s.host+"/"+strings.Split(repo, ":")[0]+"@"+digest)
 		}
 	}
 	return s

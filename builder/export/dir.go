@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"github.com/plinth-os/plinth/builder"
@@ -49,7 +50,7 @@ func Dir(ctx context.Context, st *cas.Store, m *builder.Manifest, p Provenance, 
 	if err != nil {
 		return err
 	}
-	if err := tidy(dir, sums); err != nil {
+	if err := tidy(dir, sums, m); err != nil {
 		return err
 	}
 	for _, f := range files {
@@ -93,11 +94,14 @@ func contents(st *cas.Store, m *builder.Manifest) (files []builder.Artefact, sum
 	return files, sumsFile(files), nil
 }
 
-// tidy removes SHA256SUMS if it says something else than sums, and what a
-// killed process left half-written.
-func tidy(dir string, sums []byte) error {
+// tidy removes SHA256SUMS if it says something else than sums, what a killed
+// process left half-written, and disks in forms that this image is not written in:
+// they are of another one.
+func tidy(dir string, sums []byte, m *builder.Manifest) error {
 	path := filepath.Join(dir, SumsName)
-	if old, err := os.ReadFile(path); err != nil || !bytes.Equal(old, sums) {
+	old, err := os.ReadFile(path)
+	changed := err != nil || !bytes.Equal(old, sums)
+	if changed {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -107,7 +111,9 @@ func tidy(dir string, sums []byte) error {
 		return err
 	}
 	for _, e := range entries {
-		if !builder.IsTemp(e.Name()) {
+		isForm := changed && slices.ContainsFunc(builder.Forms, func(f builder.Form) bool { return f.File == e.Name() })
+		listed := slices.ContainsFunc(m.Artefacts, func(a builder.Artefact) bool { return a.Name == e.Name() })
+		if !builder.IsTemp(e.Name()) && (!isForm || listed) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {

@@ -200,6 +200,26 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
+// A disk in another form goes when the image has become another one: it is not of
+// that. Beside the image that it was made of it stays.
+func TestOldForms(t *testing.T) {
+	f := newFixture(t)
+	f.mustExport()
+	path := filepath.Join(f.dir, "image.vhd")
+	if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f.mustExport()
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+	f.manifest.Epoch++
+	f.mustExport()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the form of another image: %v", err)
+	}
+}
+
 // A disk is mostly holes, and stays so.
 func TestHoles(t *testing.T) {
 	f := newFixture(t)

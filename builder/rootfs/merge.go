@@ -47,6 +47,7 @@ func (b *build) choose(claims []*node) (*node, error) {
 		}
 		return last, nil
 	}
+	claims = firstAuthority(claims)
 	best := claims[0]
 	for _, n := range claims[1:] {
 		winner, err := better(best, n)
@@ -56,6 +57,25 @@ func (b *build) choose(claims []*node) (*node, error) {
 		best = winner
 	}
 	return best, nil
+}
+
+// firstAuthority puts the claim that decides over a directory before the others,
+// whatever they say of each other: that of base-files, or of a package where layers
+// have it, too. Their order is by name else.
+func firstAuthority(claims []*node) []*node {
+	if slices.ContainsFunc(claims, func(n *node) bool { return n.Type() != tree.TypeDir || n.pkg == nil }) {
+		return claims
+	}
+	rank := func(n *node) int {
+		switch {
+		case n.pkg.Name == basePackage:
+			return 0
+		case n.pkg.PURL == "":
+			return 1
+		}
+		return 2
+	}
+	return slices.SortedStableFunc(slices.Values(claims), func(x, y *node) int { return rank(x) - rank(y) })
 }
 
 // better decides between the nodes of two packages. Equal ones stay with the

@@ -5,6 +5,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/plinth-os/plinth/internal/tree"
 )
 
 // A Selection says what is taken of an archive, and where it goes.
@@ -59,11 +61,34 @@ func (s *Selection) Check() error {
 // would run in its place.
 var own = []string{"init", "etc/plinth", "usr/lib/plinth", ".extra"}
 
-// keepOff refuses packages that would take the place of the agent.
+// keepOff refuses packages that would take the place of the agent, or lead the
+// paths to it elsewhere.
 func (b *build) keepOff() error {
 	for _, n := range b.nodes {
-		if n.pkg != nil && slices.ContainsFunc(own, func(o string) bool { return n.Path == o || strings.HasPrefix(n.Path, o+"/") }) {
+		if n.pkg == nil {
+			continue
+		}
+		above := n.Type() != tree.TypeDir && slices.ContainsFunc(own, func(o string) bool { return strings.HasPrefix(o, n.Path+"/") })
+		if above || owned(n.Path) {
 			return fmt.Errorf("rootfs: %s: /%s belongs to the agent", n.owner(), n.Path)
+		}
+	}
+	return nil
+}
+
+// owned tells whether a path is one of own, or below one.
+func owned(name string) bool {
+	return slices.ContainsFunc(own, func(o string) bool { return name == o || strings.HasPrefix(name, o+"/") })
+}
+
+// admits tells whether something can be made at a path.
+func (b *build) admits(name string) error {
+	if owned(name) {
+		return fmt.Errorf("/%s belongs to the agent", name)
+	}
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if n := b.at[dir]; n != nil && n.Type() != tree.TypeDir {
+			return fmt.Errorf("/%s is no directory", dir)
 		}
 	}
 	return nil

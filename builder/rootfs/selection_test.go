@@ -86,10 +86,18 @@ func TestLayerInTree(t *testing.T) {
 		{[]Package{layer("a", f("lib/plinth/agent", "x"))}, "/usr/lib/plinth/agent belongs to the agent"},
 		{[]Package{deb("a", f("etc/plinth/agent.json", "x"))}, "/etc/plinth/agent.json belongs to the agent"},
 		{[]Package{layer("a", tree.Symlink("x", "/usr/lib"), f("x/plinth/agent", "x"))}, "/usr/lib/plinth/agent belongs to the agent"},
+		{[]Package{layer("a", tree.Symlink("usr/lib", "/opt/lib"), f("opt/lib/x", "x"))}, "/usr/lib belongs to the agent"},
+		{[]Package{layer("a", tree.Symlink("etc", "/opt/etc"))}, "/etc belongs to the agent"},
 	} {
 		if _, err := Build(c.pkgs, nil, Params{}); err == nil || !strings.Contains(err.Error(), c.say) {
 			t.Errorf("got %v, want %q", err, c.say)
 		}
+	}
+	// The package decides over the directory, whatever the layers are called.
+	for _, names := range [][2]string{{"aaa", "aab"}, {"zzz", "zzy"}} {
+		other := layer(names[1], tree.Dir("usr/share", 0o711))
+		mustBuild(t, []Package{layer(names[0], tree.Dir("usr/share", 0o700)), other, deb("base-files", tree.Dir("usr/share", 0o755))}, nil, Params{})
+		mustBuild(t, []Package{layer(names[0], tree.Dir("usr/share", 0o700)), other, deb("mmm", tree.Dir("usr/share", 0o755))}, nil, Params{})
 	}
 	mustBuild(t, []Package{layer("a", f("init.d/x", "x"), f("usr/lib/plinth-x", "x"))}, nil, Params{})
 }

@@ -3,6 +3,7 @@ package rootfs
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -62,9 +63,14 @@ func (b *build) tmpfiles() error {
 			if e.Path, err = b.links.place(e.Path); err != nil {
 				return fmt.Errorf("rootfs: /%s:%d: %w", name, number, err)
 			}
-			if !hidden(e.Path) {
-				b.make(*e)
+			if hidden(e.Path) {
+				continue
 			}
+			if err := b.admits(e.Path); err != nil {
+				b.note(b.get(name).pkgName(), "/%s:%d is not followed: %v", name, number, err)
+				continue
+			}
+			b.make(*e)
 		}
 	}
 	return nil
@@ -75,8 +81,8 @@ func (b *build) tmpfiles() error {
 // for credentials that somebody passes to systemd.
 func (a *accounts) tmpfile(line string) (*tree.Entry, error) {
 	f, err := fields(line)
-	if err != nil || len(f) == 0 || strings.HasPrefix(f[0], "#") || strings.Contains(f[0], "^") || !strings.Contains("dDvqQL", f[0][:1]) {
-		return nil, err
+	if err != nil || len(f) == 0 || f[0] == "" || strings.Contains(f[0], "^") || !strings.Contains("dDvqQL", f[0][:1]) {
+		return nil, err // a comment is of another type, too
 	}
 	f = append(f, "-", "-", "-", "-", "-", "-")
 	if !path.IsAbs(f[1]) {
@@ -89,8 +95,11 @@ func (a *accounts) tmpfile(line string) (*tree.Entry, error) {
 	if name == "" {
 		return nil, errors.New("the root itself")
 	}
+	if !fs.ValidPath(name) || strings.ContainsRune(name+f[6], 0) {
+		return nil, fmt.Errorf("path %q", f[1])
+	}
 	if f[0][0] == 'L' {
-		if f[6] == "-" {
+		if f[6] == "-" || f[6] == "" {
 			f[6] = "/usr/share/factory/" + name
 		}
 		e := tree.Symlink(name, f[6])

@@ -79,6 +79,9 @@ func TestTmpfilesNotFollowed(t *testing.T) {
 		{"L /var/x - - - - %h/y", `specifier in "/var/x %h/y"`},
 		{"d var/x", `path "var/x": want one from the root`},
 		{"d /", "the root itself"},
+		{"d /var/x\x00", `path "/var/x\x00"`},
+		{"d /usr/lib/tmpfiles.d/p.conf/x", "/usr/lib/tmpfiles.d/p.conf is no directory"},
+		{"d /etc/plinth/x", "/etc/plinth/x belongs to the agent"},
 		{"d", `path "-"`},
 		{`d "/var/x`, "quote without an end"},
 	} {
@@ -86,6 +89,14 @@ func TestTmpfilesNotFollowed(t *testing.T) {
 		if len(got.Notes) != 1 || !noted(got, tt.want) || !has(got.Entries, "var/next") || has(got.Entries, "var/x") {
 			t.Errorf("%s: %v, want %q", tt.line, got.Notes, tt.want)
 		}
+	}
+}
+
+// An empty word is no type, and an empty target is none given: systemd takes both.
+func TestTmpfilesEmptyWords(t *testing.T) {
+	got := mustBuild(t, []Package{deb("p", f("usr/lib/tmpfiles.d/p.conf", "\"\" /var/x\nL /var/link - - - - \"\"\nd /var/next\n"))}, nil, Params{})
+	if has(got.Entries, "var/x") || !has(got.Entries, "var/next") || entry(t, got.Entries, "var/link").Target != "/usr/share/factory/var/link" {
+		t.Errorf("%v", got.Notes)
 	}
 }
 
@@ -106,17 +117,26 @@ func compareTmpfiles(t *testing.T, dir string) {
 		}
 		return out
 	}
+	const control = "plinth-control"
+	if err := os.WriteFile(filepath.Join(dir, "usr/lib/tmpfiles.d", control+".conf"), []byte("d /var/"+control+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	before := names()
 	// Lines that it cannot follow, here or at all, are not what is compared.
 	said, _ := exec.Command(testenv.Tool("systemd-tmpfiles"), "--root="+dir, "--create", "--boot").CombinedOutput()
-	made := 0
+	made, worked := 0, false
 	for _, name := range names() {
-		if !slices.Contains(before, name) {
+		if name == "var/"+control {
+			worked = true
+		} else if !slices.Contains(before, name) {
 			t.Errorf("systemd-tmpfiles makes /%s", name)
 			made++
 		}
 	}
-	if made > 0 || len(before) < 100 || strings.Contains(string(said), "Unknown user") {
+	if !worked {
+		t.Errorf("systemd-tmpfiles does not make what it is asked for")
+	}
+	if made > 0 || !worked || len(before) < 100 || strings.Contains(string(said), "Unknown user") {
 		t.Logf("%s", said)
 	}
 }

@@ -147,7 +147,7 @@ func (c *Client) get(ctx context.Context, rawURL string, offset int64) (*respons
 		return nil, networkFailure(ctx, inner, err)
 	}
 	closeAll := func() { stop(); res.Body.Close() }
-	r, err := readHead(res, offset)
+	r, err := c.readHead(res, offset)
 	if err != nil {
 		closeAll()
 		return nil, fmt.Errorf("%s: %w", req.URL.Redacted(), err)
@@ -188,7 +188,7 @@ func networkFailure(outer, inner context.Context, err error) error {
 }
 
 // readHead judges status and headers of an answer to a request from offset on.
-func readHead(res *http.Response, offset int64) (*response, error) {
+func (c *Client) readHead(res *http.Response, offset int64) (*response, error) {
 	switch {
 	case res.StatusCode == http.StatusPartialContent && offset > 0:
 		var r response
@@ -203,7 +203,7 @@ func readHead(res *http.Response, offset int64) (*response, error) {
 		}
 		return &r, nil
 	case res.StatusCode == http.StatusOK:
-		if kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type")); kind == "text/html" {
+		if kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type")); kind == "text/html" && !c.anyType {
 			return nil, useless{errWebPage}
 		}
 		return &response{size: res.ContentLength}, nil

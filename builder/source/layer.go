@@ -36,6 +36,7 @@ type LayerMember struct {
 
 const (
 	maxLayerMembers = 1 << 20
+	maxReplaced     = 64        // each costs a look at all members
 	maxLayerNames   = 256 << 20 // paths, targets and attributes of all members, bytes
 	maxPath         = 4096      // PATH_MAX, Linux, include/uapi/linux/limits.h
 	xattrRecord     = "SCHILY.xattr."
@@ -106,9 +107,9 @@ func packedLayer(blob *io.SectionReader) (debArchive, error) {
 // one name the later one counts.
 func listLayer(r *io.SectionReader) ([]LayerMember, error) {
 	t := tar.NewReader(r)
-	at := map[string]int{}
+	at, linked := map[string]int{}, map[string]bool{}
 	var members []LayerMember
-	names := 0
+	names, replaced := 0, 0
 	for headers := 0; ; headers++ {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -116,6 +117,9 @@ func listLayer(r *io.SectionReader) ([]LayerMember, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader && headers < maxLayerMembers {
+			continue // says something of the archive
 		}
 		m, err := layerMember(h)
 		if err != nil {
@@ -131,7 +135,17 @@ func listLayer(r *io.SectionReader) ([]LayerMember, error) {
 				return nil, fmt.Errorf("member %.200q: truncated", h.Name)
 			}
 		}
+		if m.Link != "" {
+			linked[m.Link] = true
+		}
 		if i, ok := at[m.Path]; ok {
+			if linked[m.Path] {
+				if replaced++; replaced > maxReplaced {
+					return nil, fmt.Errorf("member %.200q: more than %d members that hard links lead to are there again", h.Name, maxReplaced)
+				}
+				keepLinked(members, i)
+				delete(linked, m.Path)
+			}
 			members[i] = m
 			continue
 		}
@@ -140,6 +154,24 @@ func listLayer(r *io.SectionReader) ([]LayerMember, error) {
 	}
 	slices.SortFunc(members, func(a, b LayerMember) int { return strings.Compare(a.Path, b.Path) })
 	return members, nil
+}
+
+// keepLinked gives what is linked to member i its content, before another one comes
+// by that name: a link leads to a file, not to a name.
+func keepLinked(members []LayerMember, i int) {
+	first := ""
+	for j := range members {
+		l := &members[j]
+		switch {
+		case l.Link != members[i].Path:
+		case first == "":
+			first = l.Path
+			*l = members[i]
+			l.Path = first
+		default:
+			l.Link = first
+		}
+	}
 }
 
 func (m *LayerMember) length() int {

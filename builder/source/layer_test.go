@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,8 +29,8 @@ var layerFiles = []tarFile{
 	{tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755}, ""},
 	{tar.Header{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755}, ""},
 	{tar.Header{Name: "usr/bin/agent", Mode: 0o755, Uid: 1001, Gid: 121}, "first"},
-	{tar.Header{Name: "usr/bin/twin", Typeflag: tar.TypeLink, Linkname: "usr/bin/agent"}, ""},
 	{tar.Header{Name: "./usr//bin/./agent", Mode: 0o755, Uid: 1001, Gid: 121}, "second"},
+	{tar.Header{Name: "usr/bin/twin", Typeflag: tar.TypeLink, Linkname: "usr/bin/agent"}, ""},
 	{tar.Header{Name: "usr/bin/ping", Mode: 0o755, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "\x00\x01\xff"}}, "ping"},
 	{tar.Header{Name: "usr/bin/sh", Typeflag: tar.TypeSymlink, Linkname: "/bin/dash", Mode: 0o777}, ""},
 	{tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Mode: 0o666}, ""},
@@ -177,6 +178,7 @@ func TestLayerRefusals(t *testing.T) {
 		{"absolute hard link", layer(tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "/y"}), "leaves the layer"},
 		{"long path", layer(tar.Header{Name: strings.Repeat("a/", 2048) + "a"}), "want 1 to 4095 bytes"},
 		{"path that is no text", tarOf(t, layerFiles[len(layerFiles)-1]), "is not clean"},
+		{"twice around hard links", tarOf(t, slices.Repeat([]tarFile{{tar.Header{Name: "a"}, "x"}, {tar.Header{Name: "b", Typeflag: tar.TypeLink, Linkname: "a"}, ""}}, maxReplaced+2)...), "are there again"},
 		{"no archive", []byte(`{"schemaVersion": 2}` + strings.Repeat(" ", 512)), "invalid tar header"},
 		{"truncated", good[:len(good)-1024-512], "truncated"},
 		{"broken gzip", gzipOf(t, good)[:40], "unexpected EOF"},
@@ -186,6 +188,35 @@ func TestLayerRefusals(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.say) {
 			t.Errorf("%s: got %v, want %q", c.name, err, c.say)
 		}
+	}
+}
+
+// What git archive and others write of the whole archive is no member.
+func TestLayerGlobalHeader(t *testing.T) {
+	global := tarFile{tar.Header{Name: "/tmp/GlobalHead.1.1", Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{"comment": "x"}}, ""}
+	l := unpacked(t, store(t), global, tarFile{tar.Header{Name: "a"}, "x"})
+	if len(l.Members) != 1 || l.Members[0].Path != "a" {
+		t.Errorf("got %+v", l.Members)
+	}
+}
+
+// A hard link keeps the file that it was made to, as tar extracts it.
+func TestLayerReplaced(t *testing.T) {
+	st := store(t)
+	link := func(name, to string) tarFile {
+		return tarFile{tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: to}, ""}
+	}
+	l := unpacked(t, st, tarFile{tar.Header{Name: "a"}, "old"}, link("b", "a"), link("c", "a"), tarFile{tar.Header{Name: "a"}, "newer"}, link("d", "a"))
+	entries, err := l.Entries(st, func(p string) (string, bool) { return p, true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := map[string]tree.Entry{}
+	for _, e := range entries {
+		at[e.Path] = e
+	}
+	if at["a"].Content.Size != 5 || at["b"].Content.Size != 3 || at["c"].Link != "b" || at["d"].Link != "a" {
+		t.Errorf("got %+v", entries)
 	}
 }
 

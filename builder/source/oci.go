@@ -61,7 +61,9 @@ func putFromArchive(ctx context.Context, st *cas.Store, r io.Reader, layout stri
 			return cas.Ref{}, fmt.Errorf("%s: want a directory or a tar archive: %w", layout, err)
 		}
 		if h.Typeflag == tar.TypeReg && path.Clean(h.Name) == blobPath(digest) {
-			return putPinned(ctx, st, t, layout+": "+blobPath(digest), digest)
+			// What is sparse can be far longer than the archive.
+			what := layout + ": " + blobPath(digest)
+			return putPinned(ctx, st, &limitedReader{r: t, left: maxPinned, err: tooLong(what)}, what, digest)
 		}
 	}
 }

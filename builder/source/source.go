@@ -80,6 +80,7 @@ type Client struct {
 	Stall    time.Duration  // without a byte for so long an attempt has failed; 0 means 30 s
 	Progress func(Progress) // called from many goroutines; nil means silence
 
+	anyType   bool                                       // an answer may be a web page
 	sleepFunc func(context.Context, time.Duration) error // for tests
 }
 

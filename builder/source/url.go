@@ -25,6 +25,11 @@ func (c *Client) fetchPinned(ctx context.Context, what, url string, digest cas.D
 	if ref, ok := c.Store.Find(digest); ok {
 		return ref, nil
 	}
+	if !c.anyType { // the digest tells whether it is what was meant, not the type
+		inner := *c
+		inner.anyType = true
+		return inner.fetchPinned(ctx, what, url, digest)
+	}
 	want := cas.Ref{Digest: digest, Size: -1}
 	urls := []string{url}
 	err := c.tryMirrors(ctx, what, urls, func(ctx context.Context, url string) error {

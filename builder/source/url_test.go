@@ -28,6 +28,10 @@ func TestFetchURL(t *testing.T) {
 		w.(http.Flusher).Flush() // no length is announced
 		w.Write(body)
 	})
+	mux.HandleFunc("/html", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		http.ServeContent(w, r, "", today, bytes.NewReader(body))
+	})
 	mux.HandleFunc("/moved", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/plain", http.StatusFound) })
 	mux.HandleFunc("/flipped", func(w http.ResponseWriter, _ *http.Request) { w.Write(flipped) })
 	mux.HandleFunc("/flipped-chunked", func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush(); w.Write(flipped) })
@@ -57,7 +61,7 @@ func TestFetchURL(t *testing.T) {
 		code int
 		say  string
 	}{
-		{"/plain", 0, ""}, {"/chunked", 0, ""}, {"/moved", 0, ""}, {"/cut", 0, ""},
+		{"/plain", 0, ""}, {"/html", 0, ""}, {"/chunked", 0, ""}, {"/moved", 0, ""}, {"/cut", 0, ""},
 		{"/flipped", 7, "want " + digest.String()}, {"/flipped-chunked", 7, "want " + digest.String()},
 		{"/short-chunked", 7, "want " + digest.String()}, {"/huge", 7, "more than 17179869184 bytes"},
 		{"/down", 5, "500"}, {"/none", 5, "404"},

@@ -64,6 +64,7 @@ func exitCode(err error) int {
 		damaged  *cas.DamagedError
 		value    *builder.ValueError
 		status   *registry.StatusError
+		digest   *registry.DigestError
 		request  *url.Error
 	)
 	switch {
@@ -73,7 +74,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &host), errors.As(err, &tool):
 		return exitHost
-	case errors.As(err, &verify), errors.As(err, &mismatch), errors.Is(err, registry.ErrBlocked):
+	case errors.As(err, &verify), errors.As(err, &mismatch), errors.As(err, &digest), errors.Is(err, registry.ErrBlocked):
 		return exitMismatch
 	case errors.As(err, &lock):
 		return exitLock

@@ -180,7 +180,7 @@ func (f *exportFlags) applicable(cmd *cobra.Command) (err error) {
 func (c *common) export(ctx context.Context, dirs []string, f *exportFlags) error {
 	switch {
 	case slices.Contains(diskForms(), f.to):
-		return c.exportDisk(dirs[0], f.to, f.out, f.force)
+		return c.exportDisk(ctx, dirs[0], f.to, f.out, f.force)
 	case f.to == "kata":
 		return c.exportKata(dirs[0], f)
 	case f.to == "intoto":

@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/pflag"
@@ -64,6 +66,9 @@ func writeCoRIM(ctx context.Context, c *common, f *exportFlags, v *valueSet) err
 	if f.key == "" {
 		if f.cert != "" || f.signer != "" {
 			return usagef("--cert and --signer say something of a signature: give --sign")
+		}
+		if err := removeSigned(f.out + corimEnd); err != nil {
+			return err
 		}
 		return c.emit(f.out, func() ([]byte, error) { return plain, nil })
 	}
@@ -162,16 +167,28 @@ func (c *common) exportInToto(ctx context.Context, dir string, f *exportFlags) e
 		name string
 		b    []byte
 	}{{export.StatementName, measured}, {export.ProvenanceStatementName, made}, {export.BundleName, bundle}} {
+		path := filepath.Join(cmp.Or(f.out, dir), file.name)
 		if file.b == nil {
+			if err := removeSigned(path); err != nil {
+				return err
+			}
 			continue
 		}
-		path := filepath.Join(cmp.Or(f.out, dir), file.name)
 		if err := builder.WriteFile(path, file.b); err != nil {
 			return err
 		}
 		if err := c.written(path); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// removeSigned removes what an earlier call signed: it is not of what stands beside
+// it from now on.
+func removeSigned(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -62,7 +62,8 @@ func newImageExplain(c *common) *cobra.Command {
 		Short: "Say whether a policy admits an image, and why",
 		Long: `Fetches the manifest and the signatures of REF, judges it by FILE, a policy.json as
 containers-policy.json(5) describes it, and prints which scope matched, which key met
-which requirement, and what was not met. Ends with exit code 7 where the image is
+which requirement, and what was not met. Of an index, a signature of the index will
+do, or one of the platform's manifest. Ends with exit code 7 where the image is
 rejected.`,
 		Example: "  plinth image explain docker://registry.example.com/app:1 --policy policy.json --registries-d /etc/containers/registries.d",
 		Args:    cobra.ExactArgs(1),
@@ -145,7 +146,6 @@ func (f *pullFlags) puller(ref string) (*imagepull.Puller, policy.Name, error) {
 			return nil, n, usagef("%s: %w", read.path, err)
 		}
 	}
-	p.HTTP = client.HTTP()
 	p.Lookaside, err = f.readLookaside()
 	return p, n, err
 }

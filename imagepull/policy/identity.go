@@ -98,17 +98,20 @@ func (i *Identity) matches(n Name, signed string) error {
 }
 
 func same(kind string, want, got reference.Named) bool {
-	exact := want.String() == got.String() && !reference.IsNameOnly(want)
-	switch kind {
-	case MatchRepository:
+	if kind == MatchRepository {
 		return want.Name() == got.Name()
-	case MatchRepoOrDigest:
-		// Of an image by digest the repository is enough: the digest is compared anyway.
-		if _, digested := want.(reference.Digested); digested {
-			return want.Name() == got.Name()
-		}
 	}
-	return exact
+	if reference.IsNameOnly(want) || reference.IsNameOnly(got) {
+		return false
+	}
+	// Of an image by digest alone the repository is enough: the digest is compared
+	// anyway. Who names a tag, too, means what was signed under it.
+	_, tagged := want.(reference.Tagged)
+	if _, digested := want.(reference.Digested); digested && kind == MatchRepoOrDigest {
+		signed, ok := got.(reference.Tagged)
+		return want.Name() == got.Name() && (!tagged || ok && signed.Tag() == want.(reference.Tagged).Tag())
+	}
+	return want.String() == got.String()
 }
 
 // remap puts the signed prefix in the place of the image's, where it has that.

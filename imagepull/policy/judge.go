@@ -84,6 +84,9 @@ func (v *Verdict) rule() string {
 // Judge holds an image to all requirements of its scope. The error is of what
 // keeps it from judging; it is to be taken for a rejection, too.
 func (p *Policy) Judge(c Candidate, t Trust) (*Verdict, error) {
+	if p == nil {
+		p = &Policy{} // which rejects
+	}
 	list, transport, scope := p.Scope(c.Name)
 	v := &Verdict{Accepted: len(list) > 0, Transport: transport, Scope: scope}
 	for i := range list {

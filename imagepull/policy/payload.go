@@ -34,10 +34,8 @@ func parsePayload(b []byte, kind string) (*claim, error) {
 	if err := strictjson.Unmarshal(b, &parts); err != nil {
 		return nil, fmt.Errorf("payload: %w", err)
 	}
-	for key := range parts {
-		if key != "critical" && key != "optional" {
-			return nil, fmt.Errorf("payload: %s: unknown key", key)
-		}
+	if parts["critical"] == nil || parts["optional"] == nil || len(parts) != 2 {
+		return nil, fmt.Errorf("payload: want the keys critical and optional, and no others")
 	}
 	var p payload
 	if err := strictjson.Unmarshal(parts["critical"], &p.Critical); err != nil {

@@ -147,6 +147,10 @@ func TestIdentity(t *testing.T) {
 		{nil, "h.example.com/a" + a, "h.example.com/a:2", true},
 		{nil, "h.example.com/a" + a, "h.example.com/a" + b, true},
 		{nil, "h.example.com/a" + a, "h.example.com/b:2", false},
+		{nil, "h.example.com/a" + a, "h.example.com/a", false},
+		{nil, "h.example.com/a:1" + a, "h.example.com/a:1", true},
+		{nil, "h.example.com/a:1" + a, "h.example.com/a:2", false},
+		{&Identity{Type: MatchRepository}, "h.example.com/a" + a, "h.example.com/a", true},
 		{nil, "busybox:1", "docker.io/library/busybox:1", true},
 		{nil, "h.example.com/a:1", "Not A Name", false},
 		{&Identity{Type: MatchExact}, "h.example.com/a" + a, "h.example.com/a:2", false},
@@ -178,9 +182,11 @@ func TestIdentity(t *testing.T) {
 
 func TestNoPolicyRejects(t *testing.T) {
 	n, _ := ParseName("docker://busybox")
-	v, err := (&Policy{}).Judge(Candidate{Name: n}, Trust{})
-	if err != nil || v.Accepted {
-		t.Errorf("got %+v, %v", v, err)
+	for _, p := range []*Policy{nil, {}} {
+		v, err := p.Judge(Candidate{Name: n}, Trust{})
+		if err != nil || v.Accepted || v.Err() == nil {
+			t.Errorf("got %+v, %v", v, err)
+		}
 	}
 }
 

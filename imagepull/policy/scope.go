@@ -63,7 +63,7 @@ func (n Name) String() string {
 // containers-policy.json(5), "Supported transports and their scopes".
 func (n Name) scopes() []string {
 	if n.Ref != nil {
-		return dockerScopes(n.Ref)
+		return DockerScopes(n.Ref)
 	}
 	out := []string{n.Path}
 	if n.Image != "" {
@@ -75,7 +75,10 @@ func (n Name) scopes() []string {
 	return append(out, "")
 }
 
-func dockerScopes(ref reference.Named) []string {
+// DockerScopes returns what files of containers/image may call an image of a
+// registry, from the narrowest on: the image, its repository, what that lies in, the
+// domains of the registry, and "" for all.
+func DockerScopes(ref reference.Named) []string {
 	// By a digest where there is one: it decides what is pulled.
 	identity := reference.TrimNamed(ref)
 	if d, ok := ref.(reference.Digested); ok {

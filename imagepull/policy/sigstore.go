@@ -13,9 +13,9 @@ import (
 	"fmt"
 )
 
-// What cosign calls the parts of an attachment: cosign, specs/SIGNATURE_SPEC.md.
+// What cosign calls an attachment and its parts: cosign, specs/SIGNATURE_SPEC.md.
 const (
-	cosignMIME        = "application/vnd.dev.cosign.simplesigning.v1+json"
+	CosignMIME        = "application/vnd.dev.cosign.simplesigning.v1+json"
 	cosignSignature   = "dev.cosignproject.cosign/signature"
 	cosignCertificate = "dev.sigstore.cosign/certificate"
 	cosignChain       = "dev.sigstore.cosign/chain"
@@ -66,7 +66,7 @@ type attachment struct {
 }
 
 func parseAttachment(s Signature) (*attachment, error) {
-	if s.MIMEType != cosignMIME {
+	if s.MIMEType != CosignMIME {
 		return nil, fmt.Errorf("media type %q: not a signature", s.MIMEType)
 	}
 	if len(s.Payload) > maxPayload {

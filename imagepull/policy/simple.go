@@ -40,11 +40,23 @@ func newSimple(r *Requirement, t *Trust) (verifier, error) {
 	}, nil
 }
 
-func readKeyring(b []byte) (openpgp.EntityList, error) {
-	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("-----BEGIN PGP")) {
-		return openpgp.ReadArmoredKeyRing(bytes.NewReader(b))
+// readKeyring reads keys in the binary form, or any number of armored blocks.
+func readKeyring(b []byte) (ring openpgp.EntityList, err error) {
+	if !bytes.HasPrefix(bytes.TrimSpace(b), []byte("-----BEGIN PGP")) {
+		return openpgp.ReadKeyRing(bytes.NewReader(b))
 	}
-	return openpgp.ReadKeyRing(bytes.NewReader(b))
+	const end = "-----END PGP PUBLIC KEY BLOCK-----"
+	for block := range bytes.SplitAfterSeq(bytes.TrimSpace(b), []byte(end)) {
+		if len(bytes.TrimSpace(block)) == 0 {
+			continue
+		}
+		more, err := openpgp.ReadArmoredKeyRing(bytes.NewReader(block))
+		if err != nil {
+			return nil, err
+		}
+		ring = append(ring, more...)
+	}
+	return ring, nil
 }
 
 // openMessage returns what a signed message holds and the fingerprint of the key

@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -42,7 +44,11 @@ func ParseAuthFile(b []byte) (*AuthFile, error) {
 	}
 	a := &AuthFile{by: map[string]Credentials{}}
 	exact := map[string]bool{}
-	for key, e := range v.Auths {
+	for _, key := range slices.Sorted(maps.Keys(v.Auths)) {
+		e := v.Auths[key]
+		if e.Auth == "" && e.Token == "" {
+			continue // a helper has them, which is not run
+		}
 		c, err := credentials(e.Auth)
 		if err != nil {
 			return nil, fmt.Errorf("auth file: %s: %w", key, err)

@@ -27,7 +27,7 @@ func (c *Client) Blob(ctx context.Context, ref reference.Named, d v1.Descriptor)
 	if d.Size < 0 {
 		return nil, fmt.Errorf("blob %s: size %d", d.Digest, d.Size)
 	}
-	sources, err := c.Config.Sources(reference.TrimNamed(ref))
+	sources, err := c.Config.Sources(ref) // as for the manifest
 	if err != nil {
 		return nil, err
 	}
@@ -81,14 +81,14 @@ func (b *blob) openFrom(s Source) error {
 	if err != nil {
 		return err
 	}
-	b.body = &patient{ReadCloser: resp.Body, limit: b.c.patience(), stop: resp.Body.Close}
+	b.body = resp.Body
 	if b.at == 0 {
 		return nil
 	}
 	if resp.StatusCode == http.StatusPartialContent {
 		if want := fmt.Sprintf("bytes %d-", b.at); !strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
 			_ = b.body.Close() // of no use
-			return fmt.Errorf("%s: Content-Range %q: want %s", resp.Request.URL.Redacted(), resp.Header.Get("Content-Range"), want)
+			return fmt.Errorf("%s: Content-Range %q: want %s", where(resp.Request.URL), resp.Header.Get("Content-Range"), want)
 		}
 		return nil
 	}
@@ -126,7 +126,7 @@ func (b *blob) Read(p []byte) (int, error) {
 
 func (b *blob) verdict() error {
 	if got := fmt.Sprintf("sha256:%x", b.hash.Sum(nil)); got != b.d.Digest.String() {
-		return fmt.Errorf("blob %s: digest is %s", b.d.Digest, got)
+		return &DigestError{"blob " + b.d.Digest.String(), got, b.d.Digest.String()}
 	}
 	return io.EOF
 }
@@ -140,6 +140,10 @@ func (b *blob) resume(cause error) error {
 		return err
 	}
 	if b.fails++; b.fails >= b.c.tries() {
+		if len(b.sources) > 1 { // another may have the rest
+			b.sources, b.fails = b.sources[1:], 0
+			return b.open()
+		}
 		return fmt.Errorf("blob %s: %d of %d bytes: %w", b.d.Digest, b.at, b.d.Size, cause)
 	}
 	b.c.logf("blob %s: %d of %d bytes: %v; going on from there", b.d.Digest, b.at, b.d.Size, cause)

@@ -121,8 +121,11 @@ func follow(insecure bool) func(*http.Request, []*http.Request) error {
 		case len(via) > 5:
 			return fmt.Errorf("%w: more than 5 redirects", errRedirect)
 		case req.URL.Scheme != "https" && !insecure:
-			return fmt.Errorf("%w: to %s: want https", errRedirect, req.URL.Redacted())
-		case req.URL.Host != via[0].URL.Host:
+			return fmt.Errorf("%w: to %s: want https", errRedirect, where(req.URL))
+		case req.URL.Host == via[0].URL.Host:
+		case req.Method != http.MethodGet: // its body may hold a token
+			return fmt.Errorf("%w: to %s: another host", errRedirect, where(req.URL))
+		default:
 			req.Header.Del("Authorization")
 		}
 		return nil
@@ -210,17 +213,18 @@ func (c *Client) ask(ctx context.Context, ref reference.Named, e endpoint, path 
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return checked(resp, err)
 	}
-	challenge := resp.Header.Get("WWW-Authenticate")
 	refused := statusError(resp)
-	authorization, err := c.authorize(ctx, ref, e, challenge)
-	if err != nil {
-		return nil, err
+	for _, challenge := range resp.Header.Values("WWW-Authenticate") {
+		authorization, err := c.authorize(ctx, ref, e, challenge)
+		if err != nil {
+			return nil, err
+		}
+		if authorization != "" {
+			c.tokens.Store(e, authorization)
+			return checked(c.send(ctx, e, path, header))
+		}
 	}
-	if authorization == "" {
-		return nil, refused
-	}
-	c.tokens.Store(e, authorization)
-	return checked(c.send(ctx, e, path, header))
+	return nil, refused
 }
 
 func (c *Client) send(ctx context.Context, e endpoint, path string, header http.Header) (*http.Response, error) {
@@ -237,7 +241,29 @@ func (c *Client) send(ctx context.Context, e endpoint, path string, header http.
 	if a, ok := c.tokens.Load(e); ok {
 		req.Header.Set("Authorization", a.(string))
 	}
-	return c.client(e.insecure).Do(req)
+	return c.do(e.insecure, req)
+}
+
+// do sends a request whose answer must not stall.
+func (c *Client) do(insecure bool, req *http.Request) (*http.Response, error) {
+	resp, err := c.client(insecure).Do(req)
+	var failed *url.Error
+	if errors.As(err, &failed) {
+		if u, bad := url.Parse(failed.URL); bad == nil {
+			failed.URL = where(u)
+		}
+		return nil, err
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = &patient{ReadCloser: resp.Body, limit: c.patience(), stop: resp.Body.Close}
+	return resp, nil
+}
+
+// where is a URL for people: a registry may redirect to one whose query is a secret.
+func where(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
 // checked turns a refusal into an error.
@@ -254,7 +280,7 @@ func checked(resp *http.Response, err error) (*http.Response, error) {
 func statusError(resp *http.Response) *StatusError {
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage)) // for people
-	e := &StatusError{Status: resp.StatusCode, URL: resp.Request.URL.Redacted(), Message: message(b)}
+	e := &StatusError{Status: resp.StatusCode, URL: where(resp.Request.URL), Message: message(b)}
 	if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 && n < 3600 {
 		e.After = time.Duration(n) * time.Second
 	}
@@ -278,12 +304,30 @@ func readAll(resp *http.Response, n int64) ([]byte, error) {
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, n+1))
 	if err == nil && int64(len(b)) > n {
-		return nil, fmt.Errorf("%s: more than %d bytes", resp.Request.URL.Redacted(), n)
+		return nil, fmt.Errorf("%s: more than %d bytes", where(resp.Request.URL), n)
 	}
 	return b, err
 }
 
 func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 
-// HTTP returns the client for what lies outside registries, under the same rules.
-func (c *Client) HTTP() *http.Client { return c.client(false) }
+// A DigestError is of bytes that are not those that were asked for.
+type DigestError struct{ What, Got, Want string }
+
+func (e *DigestError) Error() string {
+	return fmt.Sprintf("%s: digest is %s: want %s", e.What, e.Got, e.Want)
+}
+
+// File fetches what lies outside registries, at most n bytes, under the same rules:
+// over HTTPS, and nothing stalls.
+func (c *Client) File(ctx context.Context, address string, n int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := checked(c.do(false, req))
+	if err != nil {
+		return nil, err
+	}
+	return readAll(resp, n)
+}

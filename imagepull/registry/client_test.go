@@ -310,6 +310,8 @@ func TestCredentials(t *testing.T) {
 		"no realm":         {``, `Bearer service="s"`, "want a URL"},
 		"unknown scheme":   {``, `Negotiate`, "401"},
 		"endless token":    {``, `Bearer realm="$URL/endless"`, "more than"},
+		"second challenge": {`{"auth":"dXNlcjpwYXNz"}`, `Negotiate|Bearer realm="$URL/token?tenant=7"`, ""},
+		"token elsewhere":  {`{"identitytoken":"refresh"}`, `Bearer realm="$URL/moved"`, "another host"},
 		"token is no JSON": {``, `Bearer realm="$URL/text"`, "no JSON"},
 		"no token":         {``, `Bearer realm="$URL/empty"`, "no token"},
 	} {
@@ -320,8 +322,13 @@ func TestCredentials(t *testing.T) {
 				switch r.URL.Path {
 				case "/token":
 					_ = r.ParseForm()
+					if tenant := r.URL.Query().Get("tenant"); tenant != "7" && strings.Contains(tt.challenge, "tenant") {
+						t.Errorf("tenant %q", tenant)
+					}
 					asked = r.Method + " " + r.Form.Get("scope") + " " + r.Form.Get("refresh_token") + " " + r.Header.Get("Authorization")
 					_, _ = io.WriteString(w, `{"token":"secret"}`)
+				case "/moved":
+					http.Redirect(w, r, elsewhere.URL+"/token", http.StatusTemporaryRedirect)
 				case "/endless":
 					endless(w)
 				case "/text":
@@ -330,7 +337,9 @@ func TestCredentials(t *testing.T) {
 					_, _ = io.WriteString(w, `{}`)
 				default:
 					if a := r.Header.Get("Authorization"); a != "Bearer secret" && a != "Basic dXNlcjpwYXNz" {
-						w.Header().Set("WWW-Authenticate", strings.ReplaceAll(tt.challenge, "$URL", s.URL))
+						for challenge := range strings.SplitSeq(strings.ReplaceAll(tt.challenge, "$URL", s.URL), "|") {
+							w.Header().Add("WWW-Authenticate", challenge)
+						}
 						http.Error(w, "", http.StatusUnauthorized)
 						return true
 					}
@@ -373,7 +382,38 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// A mirror that is down, or has something else, costs nothing but time.
+// An answer that begins and does not go on ends, and a secret in the query of where
+// it came from is nobody's to read.
+func TestManifestStalls(t *testing.T) {
+	s := newSite(t, nil)
+	s.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.RawQuery == "" {
+			http.Redirect(w, r, r.URL.Path+"?sig=secret", http.StatusTemporaryRedirect)
+			return true
+		}
+		_, _ = io.WriteString(w, "{")
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		return true
+	}
+	if _, err := s.client().Manifest(t.Context(), s.ref(t, ":1")); err == nil || !errors.Is(err, errStalled) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+	s.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.RawQuery == "" {
+			http.Redirect(w, r, r.URL.Path+"?sig=secret", http.StatusTemporaryRedirect)
+			return true
+		}
+		http.Error(w, "", http.StatusForbidden)
+		return true
+	}
+	if _, err := s.client().Manifest(t.Context(), s.ref(t, ":1")); err == nil || !strings.Contains(err.Error(), "403") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A mirror that is down, or breaks off for good, costs nothing but time. One that has
+// other bytes is found out at the end, when the others went to the reader already.
 func TestMirrors(t *testing.T) {
 	s, mirror := newSite(t, random(t, 10_000)), newSite(t, random(t, 10_000))
 	text := fmt.Sprintf("[[registry]]\nprefix=\"registry.example.com\"\nlocation=%q\n[[registry.mirror]]\nlocation=%q\n",
@@ -392,14 +432,29 @@ func TestMirrors(t *testing.T) {
 	if err != nil || m.From != strings.TrimPrefix(mirror.URL, "https://")+"/app:1" {
 		t.Errorf("got %+v, %v", m, err)
 	}
-	mirror.fault = func(w http.ResponseWriter, r *http.Request) bool { http.NotFound(w, r); return true }
-	r, err := c.Blob(t.Context(), ref, s.descriptor())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, s.blob) {
-		t.Error(err)
+	mirror.blob = s.blob
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"gone": func(w http.ResponseWriter, r *http.Request) bool { http.NotFound(w, r); return true },
+		"breaks off": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Header.Get("Range") == "" {
+				mirror.serveBlob(w, r, 5000)
+			} else {
+				w.Header().Set("Content-Range", "bytes 5000-9999/10000")
+				w.Header().Set("Content-Length", "5000")
+				w.WriteHeader(http.StatusPartialContent)
+			}
+			return true
+		},
+	} {
+		mirror.fault = fault
+		r, err := c.Blob(t.Context(), ref, s.descriptor())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, s.blob) {
+			t.Errorf("%s: %v", name, err)
+		}
+		r.Close()
 	}
 }
 

@@ -137,6 +137,11 @@ func TestAuthFiles(t *testing.T) {
 			t.Errorf("%s: %s: got %+v", tt.file, tt.image, c)
 		}
 	}
+	a, err := ParseAuthFile([]byte(`{"auths":{"example.org":{}},"credsStore":"desktop"}`))
+	ref, _ := reference.ParseNormalizedNamed("example.org/a")
+	if _, known := a.For(ref); err != nil || known {
+		t.Errorf("an entry without credentials: %v, %v", known, err)
+	}
 	for name, text := range map[string]string{
 		"not JSON": "auths", "not base64": `{"auths":{"a":{"auth":"*"}}}`, "no colon": `{"auths":{"a":{"auth":"YQ=="}}}`,
 	} {

@@ -80,7 +80,7 @@ func (c *Client) manifestFrom(ctx context.Context, s Source) (*Manifest, error) 
 	}
 	m := &Manifest{Bytes: b, Digest: digestOf(b), From: s.Ref.String()}
 	if want != "" && m.Digest != want {
-		return nil, fmt.Errorf("%s: digest is %s: want %s", s.Ref, m.Digest, want)
+		return nil, &DigestError{s.Ref.String(), m.Digest, want}
 	}
 	m.MediaType, err = mediaType(b, resp.Header.Get("Content-Type"))
 	return m, err

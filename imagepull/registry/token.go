@@ -46,9 +46,10 @@ func (c *Client) token(ctx context.Context, e endpoint, params map[string]string
 		return "", fmt.Errorf("realm %q: want a URL", params["realm"])
 	}
 	if realm.Scheme != "https" && !e.insecure {
-		return "", fmt.Errorf("realm %s: want https", realm.Redacted())
+		return "", fmt.Errorf("realm %s: want https", where(realm))
 	}
-	q := url.Values{"scope": {"repository:" + e.repo + ":pull"}}
+	q := realm.Query()
+	q.Set("scope", "repository:"+e.repo+":pull")
 	if s := params["service"]; s != "" {
 		q.Set("service", s)
 	}
@@ -56,7 +57,7 @@ func (c *Client) token(ctx context.Context, e endpoint, params map[string]string
 	if err != nil {
 		return "", err
 	}
-	resp, err := checked(c.client(e.insecure).Do(req))
+	resp, err := checked(c.do(e.insecure, req))
 	if err != nil {
 		return "", err
 	}

@@ -60,6 +60,7 @@ func TestPodVM(t *testing.T) {
 	exampleDir(t, dir, "podvm")
 	r := boots(t, dir, "boot", "./podvm.toml", "--record", "--check", "--json")
 	allPredicted(t, r.stdout)
+	must(t, dir, "lint", "out/podvm")
 
 	img := imageIn(t, filepath.Join(dir, "out/podvm"))
 	g := img.boot(t, "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net")
