@@ -37,18 +37,9 @@ func mustLoad(t *testing.T, fsys fs.FS, name string, o Options) *Profile {
 const head = "schema = 1\nextends = \"vtpm\"\n"
 
 func TestBuiltin(t *testing.T) {
-	var stored []string
-	entries, err := os.ReadDir(".")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".toml"); ok {
-			stored = append(stored, name)
-		}
-	}
-	if !slices.Equal(Builtin(), stored) {
-		t.Errorf("built in: %v, stored: %v", Builtin(), stored)
+	// Others may lie beside them: plinth init writes into a folder of this name.
+	if want := []string{"snp", "tdx", "vtpm", "vtpm-debug"}; !slices.Equal(slices.Sorted(slices.Values(Builtin())), want) {
+		t.Errorf("built in: %v, want %v", Builtin(), want)
 	}
 	for _, name := range Builtin() {
 		p := mustLoad(t, fstest.MapFS{}, name, Options{})
