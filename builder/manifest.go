@@ -12,6 +12,7 @@ import (
 
 	"github.com/plinth-os/plinth/builder/source"
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/strictjson"
 	"github.com/plinth-os/plinth/profiles"
 )
 
@@ -149,17 +150,7 @@ func (m *Manifest) Artefact(name string) Artefact {
 }
 
 // Marshal writes the manifest; equal manifests give equal bytes.
-func (m *Manifest) Marshal() ([]byte, error) { return marshalJSON(m) }
-
-// marshalJSON is for documents that people read: indented, with < and > as they are.
-func marshalJSON(v any) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	err := e.Encode(v)
-	return b.Bytes(), err
-}
+func (m *Manifest) Marshal() ([]byte, error) { return strictjson.Marshal(m) }
 
 // ParseManifest reads what Marshal wrote, in any layout. It refuses anything else,
 // and a manifest that the commands could not work with.

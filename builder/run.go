@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/strictjson"
 )
 
 // Options say how to run a plan. They never change what comes out.
@@ -216,7 +217,7 @@ func (w *work) put(name string, b []byte) error {
 
 // putJSON stores a document as an output.
 func (w *work) putJSON(name string, v any) error {
-	b, err := marshalJSON(v)
+	b, err := strictjson.Marshal(v)
 	if err != nil {
 		return err
 	}

@@ -60,23 +60,19 @@ func ParseLookaside(files ...[]byte) (*Lookaside, error) {
 			if l.general != nil {
 				return nil, errors.New("registries.d: default-docker: in two files")
 			}
+			if err := v.General.check(); err != nil {
+				return nil, fmt.Errorf("registries.d: default-docker: %w", err)
+			}
 			l.general = v.General
 		}
 		for name, p := range v.By {
 			if _, there := l.by[name]; there {
 				return nil, fmt.Errorf("registries.d: %s: in two files", name)
 			}
-			l.by[name] = p
-		}
-		for name, p := range l.by {
 			if err := p.check(); err != nil {
 				return nil, fmt.Errorf("registries.d: %s: %w", name, err)
 			}
-		}
-		if l.general != nil {
-			if err := l.general.check(); err != nil {
-				return nil, fmt.Errorf("registries.d: default-docker: %w", err)
-			}
+			l.by[name] = p
 		}
 	}
 	return l, nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/plinth-os/plinth/internal/strictjson"
 	"github.com/plinth-os/plinth/measure/eventlog"
 )
 
@@ -175,7 +176,7 @@ func ParseMeasurements(b []byte) (*Measurements, error) {
 }
 
 // Marshal writes measurements.json. Equal values give equal bytes.
-func (m *Measurements) Marshal() ([]byte, error) { return encode(m) }
+func (m *Measurements) Marshal() ([]byte, error) { return strictjson.Marshal(m) }
 
 // The platforms of values.
 const (

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/plinth-os/plinth/internal/strictjson"
 	"github.com/plinth-os/plinth/measure/eventlog"
 	"github.com/plinth-os/plinth/measure/ovmf"
 )
@@ -203,4 +204,4 @@ func ParseFirmware(b []byte) (*Firmware, error) {
 }
 
 // Marshal writes the JSON form.
-func (f *Firmware) Marshal() ([]byte, error) { return encode(f) }
+func (f *Firmware) Marshal() ([]byte, error) { return strictjson.Marshal(f) }

@@ -20,15 +20,3 @@ func decodeStrict(b []byte, v any) error {
 	}
 	return nil
 }
-
-// encode writes v as indented JSON with a line end. Maps are sorted by key.
-func encode(v any) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
-}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/plinth-os/plinth/internal/strictjson"
 	"github.com/plinth-os/plinth/measure/eventlog"
 )
 
@@ -317,7 +318,7 @@ func ParseRecords(b []byte) (*Records, error) {
 }
 
 // Marshal writes records, in the order of their keys.
-func (r *Records) Marshal() ([]byte, error) { return encode(r) }
+func (r *Records) Marshal() ([]byte, error) { return strictjson.Marshal(r) }
 
 // Add puts a record in, in place of one of the same key.
 func (r *Records) Add(x *Record) {

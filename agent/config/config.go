@@ -3,8 +3,6 @@
 package config
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 
 	"github.com/plinth-os/plinth/internal/strictjson"
@@ -111,15 +109,12 @@ func (c *Config) Marshal() ([]byte, error) {
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(c); err != nil {
+	b, err := strictjson.Marshal(c)
+	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	if b.Len() > MaxSize {
-		return nil, fmt.Errorf("config: %d bytes, want at most %d", b.Len(), MaxSize)
+	if len(b) > MaxSize {
+		return nil, fmt.Errorf("config: %d bytes, want at most %d", len(b), MaxSize)
 	}
-	return b.Bytes(), nil
+	return b, nil
 }

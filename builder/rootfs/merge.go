@@ -47,7 +47,7 @@ func (b *build) choose(claims []*node) (*node, error) {
 		}
 		return last, nil
 	}
-	claims = firstAuthority(claims)
+	claims = deciding(claims)
 	best := claims[0]
 	for _, n := range claims[1:] {
 		winner, err := better(best, n)
@@ -59,13 +59,9 @@ func (b *build) choose(claims []*node) (*node, error) {
 	return best, nil
 }
 
-// firstAuthority puts the claim that decides over a directory before the others,
-// whatever they say of each other: that of base-files, or of a package where layers
-// have it, too. Their order is by name else.
-func firstAuthority(claims []*node) []*node {
-	if slices.ContainsFunc(claims, func(n *node) bool { return n.Type() != tree.TypeDir || n.pkg == nil }) {
-		return claims
-	}
+// deciding returns the claims of those whose word counts on a directory: that of
+// base-files; else those of packages, where layers have it, too.
+func deciding(claims []*node) []*node {
 	rank := func(n *node) int {
 		switch {
 		case n.pkg.Name == basePackage:
@@ -75,16 +71,24 @@ func firstAuthority(claims []*node) []*node {
 		}
 		return 2
 	}
-	return slices.SortedStableFunc(slices.Values(claims), func(x, y *node) int { return rank(x) - rank(y) })
+	if slices.ContainsFunc(claims, func(n *node) bool { return n.Type() != tree.TypeDir }) {
+		return claims
+	}
+	first := rank(slices.MinFunc(claims, func(x, y *node) int { return rank(x) - rank(y) }))
+	return slices.DeleteFunc(slices.Clone(claims), func(n *node) bool { return rank(n) != first })
 }
 
 // better decides between the nodes of two packages. Equal ones stay with the
 // package that comes first by name.
 func better(x, y *node) (*node, error) {
-	if x.Type() == tree.TypeDir && y.Type() == tree.TypeDir {
-		return betterDir(x, y)
-	}
-	if x.equal(y) {
+	switch {
+	case x.Type() == tree.TypeDir && y.Type() == tree.TypeDir:
+		if x.sameAttributes(y) {
+			return x, nil
+		}
+		return nil, fmt.Errorf("rootfs: /%s: package %s has it with mode %04o and owner %d:%d, %s with %04o and %d:%d: say in the profile what it is",
+			x.Path, x.pkg.Name, x.Mode&0o7777, x.UID, x.GID, y.pkg.Name, y.Mode&0o7777, y.UID, y.GID)
+	case x.equal(y):
 		return x, nil
 	}
 	xy, yx := x.pkg.replaces(y.pkg), y.pkg.replaces(x.pkg)
@@ -96,19 +100,6 @@ func better(x, y *node) (*node, error) {
 	}
 	return nil, fmt.Errorf("rootfs: /%s: packages %s and %s have different files by this name: exclude it and add the one that is meant to the profile",
 		x.Path, x.pkg.Name, y.pkg.Name)
-}
-
-// betterDir: packages that share a directory agree on it, or base-files says what
-// it is.
-func betterDir(x, y *node) (*node, error) {
-	switch {
-	case x.sameAttributes(y), x.pkg.Name == basePackage, x.pkg.PURL == "" && y.pkg.PURL != "":
-		return x, nil
-	case y.pkg.Name == basePackage, y.pkg.PURL == "" && x.pkg.PURL != "":
-		return y, nil
-	}
-	return nil, fmt.Errorf("rootfs: /%s: package %s has it with mode %04o and owner %d:%d, %s with %04o and %d:%d: say in the profile what it is",
-		x.Path, x.pkg.Name, x.Mode&0o7777, x.UID, x.GID, y.pkg.Name, y.Mode&0o7777, y.UID, y.GID)
 }
 
 func (n *node) sameAttributes(o *node) bool {

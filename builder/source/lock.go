@@ -15,6 +15,7 @@ import (
 	"pault.ag/go/debian/version"
 
 	"github.com/plinth-os/plinth/internal/cas"
+	"github.com/plinth-os/plinth/internal/strictjson"
 )
 
 const lockSchema = 1
@@ -129,14 +130,11 @@ func (l *Lock) Marshal() ([]byte, error) {
 	c := *l
 	c.Wants, c.Packages, c.Files = slices.Clone(l.Wants), slices.Clone(l.Packages), slices.Clone(l.Files)
 	c.sort()
-	var out bytes.Buffer
-	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false) // versions and relations have < and >
-	e.SetIndent("", "  ")
-	if err := e.Encode(&c); err != nil {
+	b, err := strictjson.Marshal(&c)
+	if err != nil {
 		return nil, fmt.Errorf("source: lock: %w", err)
 	}
-	return out.Bytes(), nil
+	return b, nil
 }
 
 func (l *Lock) sort() {

@@ -2,20 +2,22 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
 
+	"github.com/plinth-os/plinth/internal/strictjson"
 	"github.com/plinth-os/plinth/profiles"
 )
 
 // printJSON prints one document.
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
+	b, err := strictjson.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
 }
 
 // hexDigest is the SHA-256 of b in hexadecimal.

@@ -306,7 +306,10 @@ func readAll(resp *http.Response, n int64) ([]byte, error) {
 	if err == nil && int64(len(b)) > n {
 		return nil, fmt.Errorf("%s: more than %d bytes", where(resp.Request.URL), n)
 	}
-	return b, err
+	if err != nil {
+		return nil, &url.Error{Op: "Get", URL: where(resp.Request.URL), Err: err}
+	}
+	return b, nil
 }
 
 func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }

@@ -36,6 +36,19 @@ func Unmarshal(b []byte, v any) error {
 	return json.Unmarshal(b, v)
 }
 
+// Marshal writes v for people and programs: indented, "<" and ">" as they are, maps
+// by key, a line end behind it. Equal values give equal bytes.
+func Marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
 // check reads one value that is to become a t. It looks at keys alone; whether
 // values fit is for encoding/json to say.
 func check(d *json.Decoder, t reflect.Type, path string) error {

@@ -23,6 +23,16 @@ type item struct {
 	Path string
 }
 
+func TestMarshal(t *testing.T) {
+	got, err := Marshal(map[string]any{"b": "<>", "a": 1})
+	if want := "{\n  \"a\": 1,\n  \"b\": \"<>\"\n}\n"; err != nil || string(got) != want {
+		t.Errorf("got %q, %v; want %q", got, err, want)
+	}
+	if b, err := Marshal(func() {}); err == nil || b != nil {
+		t.Errorf("a function: %q, %v", b, err)
+	}
+}
+
 func TestUnmarshal(t *testing.T) {
 	for _, tt := range []struct{ name, in, want string }{
 		{"whole", `{"schema":1,"names":["a","b"],"items":[{"next":{}}],"banks":{"sha1":{"0":"x","23":"y"}},"raw":"AAE="}`, ""},

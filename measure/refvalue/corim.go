@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/plinth-os/plinth/internal/cbor"
+	"github.com/plinth-os/plinth/internal/strictjson"
 )
 
 // Tags of CBOR items, draft-ietf-rats-corim.
@@ -96,7 +97,7 @@ func CoRIMMessage(corim []byte) ([]byte, error) {
 	if _, err := ParseCoRIM(corim); err != nil {
 		return nil, err
 	}
-	return encode(message{Version: rvpsVersion, Type: "corim", Payload: base64.StdEncoding.EncodeToString(corim)})
+	return strictjson.Marshal(message{Version: rvpsVersion, Type: "corim", Payload: base64.StdEncoding.EncodeToString(corim)})
 }
 
 // expiry is when the set expires, in seconds since 1970; 0 when it does not say.

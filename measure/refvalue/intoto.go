@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/plinth-os/plinth/internal/strictjson"
 	"github.com/plinth-os/plinth/measure"
 )
 
@@ -106,7 +107,7 @@ func Provenance(subjects []Resource, b Build) ([]byte, error) {
 	if b.Version != "" {
 		p.RunDetails.Builder.Version = map[string]string{"plinth": b.Version}
 	}
-	predicate, err := encode(p)
+	predicate, err := strictjson.Marshal(p)
 	if err != nil {
 		return nil, fmt.Errorf("refvalue: provenance: %w", err)
 	}
@@ -126,7 +127,7 @@ func marshalStatement(subjects []Resource, kind string, predicate []byte) ([]byt
 	if err != nil {
 		return nil, fmt.Errorf("refvalue: statement: subject: %w", err)
 	}
-	b, err := encode(statement{StatementType, list, kind, predicate})
+	b, err := strictjson.Marshal(statement{StatementType, list, kind, predicate})
 	if err != nil {
 		return nil, fmt.Errorf("refvalue: statement: %w", err)
 	}

@@ -51,7 +51,7 @@ func (s *Set) Sample() ([]byte, error) {
 		}
 		out[v.Name] = v.Compared()
 	}
-	return encode(out)
+	return strictjson.Marshal(out)
 }
 
 // RVPS returns the message that registers the values.
@@ -60,7 +60,7 @@ func (s *Set) RVPS() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encode(message{Version: rvpsVersion, Type: rvpsSample, Payload: base64.StdEncoding.EncodeToString(payload)})
+	return strictjson.Marshal(message{Version: rvpsVersion, Type: rvpsSample, Payload: base64.StdEncoding.EncodeToString(payload)})
 }
 
 // Stored returns the values as RVPS keeps them, in a list by name. Each has to
@@ -80,7 +80,7 @@ func (s *Set) Stored() ([]byte, error) {
 		}
 		out = append(out, stored{rvpsVersion, v.Name, s.Expires.UTC().Format(rvpsTime), b})
 	}
-	return encode(out)
+	return strictjson.Marshal(out)
 }
 
 // sound refuses what no form can say.
@@ -246,16 +246,4 @@ func newValue(name string, raw json.RawMessage) (Value, error) {
 		}
 	}
 	return v, nil
-}
-
-// encode writes v as indented JSON with a line end. Maps are sorted by key.
-func encode(v any) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	if err := e.Encode(v); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
 }
