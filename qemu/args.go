@@ -24,10 +24,29 @@ type Machine struct {
 	TPM        bool     // a TPM 2.0, fresh in each run
 	TPMDevice  string   // its interface; "" is tpm-tis, or tpm-crb
 	ReportPort string   // name of the virtio-serial port that VM.Report reads; "": none
+	Network    *Network // nil: none
+	Disks      []Disk   // beside Disk
 	ExtraArgs  []string // come last
 
 	Accel     string // kvm or tcg; "" is tcg. Start decides, from Options.Accel
 	NoSandbox bool   // this QEMU has no seccomp sandbox. Start finds out
+}
+
+// Network is a virtio interface with QEMU's user networking behind it: the guest
+// gets its address by DHCP, and reaches the host at 10.0.2.2.
+type Network struct{ Forward []Forward }
+
+// A Forward leads from a port of the host's loopback interface to one of the guest.
+type Forward struct {
+	Protocol    string // tcp or udp
+	Host, Guest int
+}
+
+// A Disk is one that the guest finds by its serial number.
+type Disk struct {
+	Path     string
+	Serial   string // at most 20 bytes; virtio has no room for more
+	Writable bool
 }
 
 // Sockets are the descriptors that QEMU inherits. Each is one end of a
@@ -43,9 +62,10 @@ type Sockets struct {
 // that no event is lost.
 //
 // What the firmware measures is a function of these arguments. Therefore: no
-// default devices, no option ROMs, no network, fixed PCI slots for the disk
-// (00:01.0) and the report port (00:02.0), a disk that nobody writes, and no
-// sleep states, out of which a guest would come with a TPM that was reset.
+// default devices, no option ROMs, fixed PCI slots for the disk (00:01.0), the
+// report port (00:02.0), the network (00:03.0) and further disks (00:04.0 and up),
+// a disk that nobody writes, and no sleep states, out of which a guest would come
+// with a TPM that was reset.
 func Args(m Machine, s Sockets) []string {
 	a := args{"-S", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"}
 	if !m.NoSandbox {
@@ -68,6 +88,8 @@ func Args(m Machine, s Sockets) []string {
 		a.add("-chardev", fmt.Sprintf("socket,id=report,fd=%d", s.Report), "-device", "virtio-serial-pci,addr=02.0",
 			"-device", "virtserialport,chardev=report,name="+escape(m.ReportPort))
 	}
+	a.network(m)
+	a.disks(m)
 	return append(a, m.ExtraArgs...)
 }
 
@@ -132,6 +154,29 @@ func (a *args) kernel(m Machine) {
 	}
 	if m.Append != "" {
 		a.add("-append", m.Append)
+	}
+}
+
+func (a *args) network(m Machine) {
+	if m.Network == nil {
+		return
+	}
+	user := "user,id=net"
+	for _, f := range m.Network.Forward {
+		user += fmt.Sprintf(",hostfwd=%s:127.0.0.1:%d-:%d", f.Protocol, f.Host, f.Guest)
+	}
+	// The MAC address is in the boot entry that the firmware makes for the interface.
+	a.add("-netdev", user, "-device", "virtio-net-pci,netdev=net,addr=03.0,romfile=,mac=52:54:00:12:34:56")
+}
+
+func (a *args) disks(m Machine) {
+	for i, d := range m.Disks {
+		readOnly := "on"
+		if d.Writable {
+			readOnly = "off"
+		}
+		a.add("-blockdev", fmt.Sprintf("driver=raw,node-name=disk%d,read-only=%s,file.driver=file,file.filename=%s", i+1, readOnly, escape(d.Path)),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,addr=%02x.0,serial=%s", i+1, 4+i, escape(d.Serial)))
 	}
 }
 

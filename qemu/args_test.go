@@ -16,6 +16,8 @@ func TestArgs(t *testing.T) {
 		"least": {},
 		"disk": {Firmware: "/s/code.fd", Vars: "/r/vars.fd", Disk: "/o/image.raw", VCPUs: 2, MemoryMiB: 512,
 			TPM: true, ReportPort: "org.plinth.report"},
+		"network": {Network: &Network{Forward: []Forward{{"tcp", 8080, 80}, {"udp", 5353, 53}}},
+			Disks: []Disk{{Path: "/o/app,1.tar", Serial: "app"}, {Path: "/o/scratch.raw", Serial: "scratch", Writable: true}}},
 		"kvm": {Accel: "kvm", Firmware: "/s/code.fd", Vars: "/r/vars.fd", Disk: "/o/image.raw", TPM: true, TPMDevice: "tpm-crb"},
 		"kernel": {Firmware: "/s/code.fd", Vars: "/r/vars.fd", Kernel: "/o/vmlinuz", Initrd: "/o/initrd",
 			Append: "panic=-1 a,b", ReportPort: "org.plinth.report"},

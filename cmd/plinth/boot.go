@@ -29,6 +29,7 @@ type bootFlags struct {
 	accel, qemu, path                 string
 	vcpus, memory                     int
 	timeout                           time.Duration
+	devices                           deviceFlags
 }
 
 func newBoot(c *common) *cobra.Command {
@@ -48,6 +49,7 @@ shape decide into NAME.platform.json, then builds again.
 An image of platform snp or tdx boots under the generic OVMF of its profile, with
 the same kernel, initrd, command line and UKI. --check compares what does not
 depend on the firmware: the digests of a direct boot, the events of RTMR 1 and 2.
+A guest with a network gets QEMU's own: an address by DHCP, and ports by --publish.
 A launch digest or MRTD only the hardware can confirm; plinth verify checks its
 report. --record asks QEMU for a trust domain's ACPI tables and boots nothing.`,
 		Example: "  plinth boot out/vtpm --check\n  plinth boot vtpm --record --check\n  plinth boot out/tdx --check\n  plinth boot out/vtpm --console",
@@ -65,6 +67,8 @@ report. --record asks QEMU for a trust domain's ACPI tables and boots nothing.`,
 	fl.StringVar(&f.path, "path", "", "how the guest is started: disk, uki (the UKI by -kernel) or kernel (bzImage by -kernel) (default: the profile's)")
 	fl.IntVar(&f.vcpus, "vcpus", 0, "virtual CPUs (default: the profile's first)")
 	fl.IntVar(&f.memory, "memory", 0, "memory in MiB (default: the profile's)")
+	fl.StringArrayVar(&f.devices.publish, "publish", nil, "let a port of 127.0.0.1 lead to one of the guest: [HOST:]GUEST[/udp]")
+	fl.StringArrayVar(&f.devices.disks, "disk", nil, "attach a raw file as a disk: SERIAL=FILE[:rw]")
 	fl.DurationVar(&f.timeout, "timeout", 3*time.Minute, "give up after this time")
 	return cmd
 }
