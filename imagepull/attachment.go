@@ -5,38 +5,42 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 
-	"github.com/distribution/reference"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/plinth-os/plinth/imagepull/policy"
-	"github.com/plinth-os/plinth/imagepull/registry"
 )
 
 // maxAttachment bounds what a sigstore signature signs, bytes.
 const maxAttachment = 64 << 10
 
-// attachments fetches the signatures that cosign keeps in the image's repository,
-// as an image by a tag of its own: cosign, specs/SIGNATURE_SPEC.md.
-func attachments(ctx context.Context, c *registry.Client, ref reference.Named, digest string) ([]policy.Signature, error) {
-	tagged, err := reference.WithTag(reference.TrimNamed(ref), strings.Replace(digest, ":", "-", 1)+".sig")
-	if err != nil {
-		return nil, err
-	}
-	m, err := c.Manifest(ctx, tagged)
-	if registry.NotFound(err) {
-		return nil, nil
-	}
+// attachments fetches the signatures that lie beside a manifest: those that cosign
+// keeps as an image by a tag of its own, and sigstore's bundles.
+func attachments(ctx context.Context, s Source, digest string) ([]policy.Signature, error) {
+	out, err := cosigned(ctx, s, digest)
 	if err != nil {
 		return nil, fmt.Errorf("signatures: %w", err)
 	}
+	more, err := bundles(ctx, s, digest)
+	if err != nil {
+		return nil, fmt.Errorf("signatures: %w", err)
+	}
+	return append(out, more...), nil
+}
+
+// cosigned fetches what cosign attached: cosign, specs/SIGNATURE_SPEC.md.
+func cosigned(ctx context.Context, s Source, digest string) ([]policy.Signature, error) {
+	tag := attachmentTag(digest, ".sig")
+	m, err := s.Tagged(ctx, tag)
+	if err != nil || m == nil {
+		return nil, err
+	}
 	var image v1.Manifest
 	if err := json.Unmarshal(m.Bytes, &image); err != nil {
-		return nil, fmt.Errorf("signatures: %s: %w", tagged, err)
+		return nil, fmt.Errorf("%s: %w", tag, err)
 	}
 	if len(image.Layers) > maxSignatures {
-		return nil, fmt.Errorf("signatures: %s: %d: want at most %d", tagged, len(image.Layers), maxSignatures)
+		return nil, fmt.Errorf("%s: %d: want at most %d", tag, len(image.Layers), maxSignatures)
 	}
 	var out []policy.Signature
 	for i, d := range image.Layers {
@@ -44,20 +48,20 @@ func attachments(ctx context.Context, c *registry.Client, ref reference.Named, d
 			continue // no signature
 		}
 		if d.Size > maxAttachment {
-			return nil, fmt.Errorf("signatures: %s: signature %d: %d bytes: want at most %d", tagged, i, d.Size, maxAttachment)
+			return nil, fmt.Errorf("%s: signature %d: %d bytes: want at most %d", tag, i, d.Size, maxAttachment)
 		}
-		b, err := blob(ctx, c, tagged, d)
+		b, err := blob(ctx, s, d)
 		if err != nil {
-			return nil, fmt.Errorf("signatures: %s: %w", tagged, err)
+			return nil, fmt.Errorf("%s: %w", tag, err)
 		}
-		out = append(out, policy.Signature{Source: fmt.Sprintf("%s#%d", tagged, i), MIMEType: d.MediaType, Payload: b, Annotations: d.Annotations})
+		out = append(out, policy.Signature{Source: fmt.Sprintf("%s#%d", tag, i), MIMEType: d.MediaType, Payload: b, Annotations: d.Annotations})
 	}
 	return out, nil
 }
 
 // blob fetches a small blob whole.
-func blob(ctx context.Context, c *registry.Client, ref reference.Named, d v1.Descriptor) ([]byte, error) {
-	r, err := c.Blob(ctx, ref, d)
+func blob(ctx context.Context, s Source, d v1.Descriptor) ([]byte, error) {
+	r, err := s.Blob(ctx, d, nil, 0)
 	if err != nil {
 		return nil, err
 	}

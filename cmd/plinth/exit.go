@@ -13,7 +13,9 @@ import (
 
 	"github.com/plinth-os/plinth/builder"
 	"github.com/plinth-os/plinth/builder/source"
+	"github.com/plinth-os/plinth/imagepull"
 	"github.com/plinth-os/plinth/imagepull/registry"
+	"github.com/plinth-os/plinth/imagepull/store"
 	"github.com/plinth-os/plinth/initdata"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/profiles"
@@ -66,6 +68,10 @@ func exitCode(err error) int {
 		status   *registry.StatusError
 		digest   *registry.DigestError
 		request  *url.Error
+		refused  *imagepull.RefusedError
+		fetch    *imagepull.FetchError
+		space    *imagepull.SpaceError
+		store    *store.DamagedError
 	)
 	switch {
 	case errors.Is(err, profiles.ErrUnsupported), errors.Is(err, initdata.ErrAlgorithm):
@@ -74,15 +80,15 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &host), errors.As(err, &tool):
 		return exitHost
-	case errors.As(err, &verify), errors.As(err, &mismatch), errors.As(err, &digest), errors.Is(err, registry.ErrBlocked):
+	case errors.As(err, &verify), errors.As(err, &mismatch), errors.As(err, &digest), errors.As(err, &refused), errors.Is(err, registry.ErrBlocked):
 		return exitMismatch
 	case errors.As(err, &lock):
 		return exitLock
-	case errors.As(err, &network), errors.As(err, &status), errors.As(err, &request):
+	case errors.As(err, &network), errors.As(err, &status), errors.As(err, &request), errors.As(err, &fetch):
 		return exitNetwork
 	case errors.As(err, &boot):
 		return exitBoot
-	case errors.As(err, &path), errors.As(err, &link), errors.As(err, &errno), errors.As(err, &damaged):
+	case errors.As(err, &path), errors.As(err, &link), errors.As(err, &errno), errors.As(err, &damaged), errors.As(err, &space), errors.As(err, &store):
 		return exitIO
 	}
 	return exitOther

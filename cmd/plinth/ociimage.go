@@ -23,8 +23,9 @@ import (
 func newOCIImage(c *common) *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "image",
-		Short: "Look at container images as a guest would",
-	}, newImageInspect(c), newImageExplain(c))
+		Short: "Look at and pull container images as a guest would",
+	}, newImageInspect(c), newImageExplain(c), newImagePull(c), newImageVerify(c),
+		newImageList(c), newImageRemove(c), newImagePrune(c), newImageEncrypt(c))
 }
 
 // pullFlags say where images come from.
@@ -39,6 +40,37 @@ func (f *pullFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.auth, "authfile", "", "credentials: auth.json, or config.json of Docker")
 	fl.StringVar(&f.ca, "ca", "", "certificates in PEM that registries are trusted by (default: the system's)")
 	fl.StringVar(&f.platform, "platform", "linux/"+runtime.GOARCH, "which image of an index")
+}
+
+// judgeFlags say which images are taken.
+type judgeFlags struct {
+	policy string
+	admit  []string
+}
+
+func (f *judgeFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.policy, "policy", "", "policy.json")
+	fl.StringSliceVar(&f.admit, "admit", nil, "kinds of images that are taken at all: encrypted+signed, encrypted+unsigned, plain+signed, plain+unsigned (default: the signed ones)")
+}
+
+// apply gives the puller what decides.
+func (f *judgeFlags) apply(p *imagepull.Puller, now time.Time) error {
+	if f.policy == "" {
+		return usagef("--policy is needed: without one everything is rejected")
+	}
+	b, err := os.ReadFile(f.policy)
+	if err != nil {
+		return err
+	}
+	if p.Policy, err = policy.Parse(b); err != nil {
+		return usagef("%s: %w", f.policy, err)
+	}
+	if p.Admit, err = imagepull.ParseAdmit(f.admit); err != nil {
+		return usageError{err}
+	}
+	p.Trust = policy.Trust{ReadFile: os.ReadFile, Now: now}
+	return nil
 }
 
 func newImageInspect(c *common) *cobra.Command {
@@ -56,7 +88,7 @@ func newImageInspect(c *common) *cobra.Command {
 }
 
 func newImageExplain(c *common) *cobra.Command {
-	f, path := &pullFlags{}, ""
+	f, j := &pullFlags{}, &judgeFlags{}
 	cmd := &cobra.Command{
 		Use:   "explain REF --policy FILE",
 		Short: "Say whether a policy admits an image, and why",
@@ -67,10 +99,10 @@ do, or one of the platform's manifest. Ends with exit code 7 where the image is
 rejected.`,
 		Example: "  plinth image explain docker://registry.example.com/app:1 --policy policy.json --registries-d /etc/containers/registries.d",
 		Args:    cobra.ExactArgs(1),
-		RunE:    func(cmd *cobra.Command, a []string) error { return c.imageExplain(cmd.Context(), f, path, a[0]) },
+		RunE:    func(cmd *cobra.Command, a []string) error { return c.imageExplain(cmd.Context(), f, j, a[0]) },
 	}
 	f.add(cmd)
-	cmd.Flags().StringVar(&path, "policy", "", "policy.json")
+	j.add(cmd)
 	return cmd
 }
 
@@ -86,22 +118,14 @@ func (c *common) imageInspect(ctx context.Context, f *pullFlags, ref string) err
 	return c.printOCIImage(im)
 }
 
-func (c *common) imageExplain(ctx context.Context, f *pullFlags, path, ref string) error {
-	if path == "" {
-		return usagef("--policy is needed: without one everything is rejected")
-	}
+func (c *common) imageExplain(ctx context.Context, f *pullFlags, j *judgeFlags, ref string) error {
 	p, n, err := f.puller(ref)
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(path)
-	if err != nil {
+	if err := j.apply(p, c.env.now()); err != nil {
 		return err
 	}
-	if p.Policy, err = policy.Parse(b); err != nil {
-		return usagef("%s: %w", path, err)
-	}
-	p.Trust = policy.Trust{ReadFile: os.ReadFile, Now: time.Now()}
 	im, err := p.Explain(ctx, n)
 	if err != nil {
 		return err
@@ -109,7 +133,7 @@ func (c *common) imageExplain(ctx context.Context, f *pullFlags, path, ref strin
 	if err := c.printOCIImage(im); err != nil {
 		return err
 	}
-	if err := im.Verdict.Err(); err != nil {
+	if err := im.Err(); err != nil {
 		return mismatchError{fmt.Errorf("%s: %w", n, err)}
 	}
 	return nil
@@ -198,18 +222,18 @@ func (c *common) printOCIImage(im *imagepull.Image) error {
 		fmt.Fprintf(&b, "  layer     %s  %d bytes, %s\n", l.Digest, l.Size, l.MediaType)
 	}
 	if v := im.Verdict; v != nil {
-		printVerdict(&b, v, im.Judged)
+		printVerdict(&b, im)
 	}
 	_, err := io.WriteString(c.env.stdout, b.String())
 	return err
 }
 
-func printVerdict(w io.Writer, v *policy.Verdict, judged string) {
-	rule := "default"
+func printVerdict(w io.Writer, im *imagepull.Image) {
+	v, rule := im.Verdict, "default"
 	if v.Transport != "" {
 		rule = fmt.Sprintf("%s %q", v.Transport, v.Scope)
 	}
-	fmt.Fprintf(w, "  judged    %s\n  scope     %s\n", judged, rule)
+	fmt.Fprintf(w, "  judged    %s\n  scope     %s\n", im.Judged, rule)
 	for _, o := range v.Requirements {
 		if o.Accepted {
 			fmt.Fprintf(w, "  met       %s  %s  %s\n", o.Type, o.By, o.Key)
@@ -217,9 +241,12 @@ func printVerdict(w io.Writer, v *policy.Verdict, judged string) {
 			fmt.Fprintf(w, "  not met   %s: %s\n", o.Type, o.Why)
 		}
 	}
-	verdict := "rejected"
-	if v.Accepted {
-		verdict = "accepted"
+	verdict := "accepted"
+	switch err := im.Err(); {
+	case !v.Accepted:
+		verdict = "rejected"
+	case err != nil:
+		verdict = "rejected: " + err.Error()
 	}
-	fmt.Fprintf(w, "  %s\n", verdict)
+	fmt.Fprintf(w, "  kind      %s\n  %s\n", im.Kind, verdict)
 }

@@ -3,7 +3,6 @@ package policy
 import (
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,9 +24,12 @@ func (t *Trust) fulcio(f *Fulcio, rekor []signer) (func(*attachment) ([]signer, 
 		return nil, fmt.Errorf("fulcio: %w", err)
 	}
 	return func(a *attachment) ([]signer, error) {
-		entry, err := a.logEntry(rekor)
+		entry, err := a.log(rekor)
 		if err != nil {
 			return nil, err
+		}
+		if entry.time.IsZero() {
+			return nil, errors.New("the log does not say when the certificate was used")
 		}
 		leaf, err := a.leaf(roots, x509.NewCertPool(), entry.time)
 		if err != nil {
@@ -119,15 +121,18 @@ func (t *Trust) pool(path string, data []byte) (*x509.CertPool, error) {
 // leaf returns the certificate that came with a signature, when it leads to a
 // root at the time.
 func (a *attachment) leaf(roots, between *x509.CertPool, at time.Time) (*x509.Certificate, error) {
-	block, _ := pem.Decode([]byte(a.Annotations[cosignCertificate]))
-	if block == nil {
+	if a.certificate == nil {
 		return nil, errors.New("no certificate with the signature")
 	}
-	c, err := x509.ParseCertificate(block.Bytes)
+	c, err := x509.ParseCertificate(a.certificate)
 	if err != nil {
 		return nil, err
 	}
-	between.AppendCertsFromPEM([]byte(a.Annotations[cosignChain]))
+	for _, der := range a.chain {
+		if c, err := x509.ParseCertificate(der); err == nil { // what is broken leads nowhere
+			between.AddCert(c)
+		}
+	}
 	// The subject of a certificate of Fulcio is empty, its name critical: the name
 	// is compared by the callers.
 	c.UnhandledCriticalExtensions = slices.DeleteFunc(c.UnhandledCriticalExtensions, func(o asn1.ObjectIdentifier) bool {

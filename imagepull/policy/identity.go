@@ -97,6 +97,29 @@ func (i *Identity) matches(n Name, signed string) error {
 	return nil
 }
 
+// byScope tells whether a signature will do that names no image, as sigstore's
+// bundles are: it is for a manifest, in whatever repository that lies. The scope of
+// the policy's rule says then what its keys may sign. A rule for everything says
+// nothing, a repository must be the scope where one is asked for, and no scope shows
+// an identity of which more is asked than that.
+func (i *Identity) byScope(n Name, scope string) error {
+	kind := MatchRepoOrDigest
+	if i != nil {
+		kind = i.Type
+	}
+	switch {
+	case scope == "":
+		return errors.New("the signature names no image: want a rule for the image's registry or repository")
+	case kind == MatchRepository && n.Ref == nil:
+		return errNoName
+	case kind == MatchRepository && scope != n.Ref.Name() && !strings.HasPrefix(scope, n.Ref.Name()+":") && !strings.HasPrefix(scope, n.Ref.Name()+"@"):
+		return fmt.Errorf("the signature names no image: want a rule for %s (%s)", n.Ref.Name(), kind)
+	case kind != MatchRepository && kind != MatchRepoOrDigest:
+		return fmt.Errorf("the signature names no image: want one that does (%s)", kind)
+	}
+	return nil
+}
+
 func same(kind string, want, got reference.Named) bool {
 	if kind == MatchRepository {
 		return want.Name() == got.Name()

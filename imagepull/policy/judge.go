@@ -16,6 +16,8 @@ type Candidate struct {
 	// Signatures fetches what there is of a kind; asked for only where a
 	// requirement needs it.
 	Signatures func(Kind) ([]Signature, error)
+
+	rule string // scope of the rule that judges it
 }
 
 // A Kind of signature.
@@ -88,6 +90,7 @@ func (p *Policy) Judge(c Candidate, t Trust) (*Verdict, error) {
 		p = &Policy{} // which rejects
 	}
 	list, transport, scope := p.Scope(c.Name)
+	c.rule = scope
 	v := &Verdict{Accepted: len(list) > 0, Transport: transport, Scope: scope}
 	for i := range list {
 		o, err := list[i].judge(&c, &t)
@@ -121,8 +124,8 @@ type verifier func(Signature) (*claim, string, error)
 
 // A claim is what a signature says.
 type claim struct {
-	digest string // of the manifest
-	name   string // of the image
+	digests []string // of manifests that it is for; one will do
+	name    string   // of the image; "": it names none
 }
 
 // anySignature wants one signature that is by a trusted key, of this manifest,
@@ -155,17 +158,20 @@ func (r *Requirement) accepts(c *Candidate, s Signature, verify verifier) (strin
 	if err != nil {
 		return "", err
 	}
-	if err := matchesManifest(says.digest, c.Manifest); err != nil {
+	if err := matchesManifest(says.digests, c.Manifest); err != nil {
 		return "", err
+	}
+	if says.name == "" {
+		return who, r.Identity.byScope(c.Name, c.rule)
 	}
 	return who, r.Identity.matches(c.Name, says.name)
 }
 
-// matchesManifest compares a signed digest with that of the manifest. Only SHA-256
+// matchesManifest compares signed digests with that of the manifest. Only SHA-256
 // is taken: a policy cannot say otherwise.
-func matchesManifest(digest string, manifest []byte) error {
-	if got := fmt.Sprintf("sha256:%x", sha256.Sum256(manifest)); digest != got {
-		return fmt.Errorf("the signature is for manifest %s: this is %s", digest, got)
+func matchesManifest(digests []string, manifest []byte) error {
+	if got := fmt.Sprintf("sha256:%x", sha256.Sum256(manifest)); !slices.Contains(digests, got) {
+		return fmt.Errorf("the signature is for manifest %.100s: this is %s", strings.Join(digests, ", "), got)
 	}
 	return nil
 }

@@ -50,5 +50,5 @@ func parsePayload(b []byte, kind string) (*claim, error) {
 	case c.Identity.Reference == "":
 		return nil, fmt.Errorf("payload: no docker-reference")
 	}
-	return &claim{digest: c.Image.Digest, name: c.Identity.Reference}, nil
+	return &claim{digests: []string{c.Image.Digest}, name: c.Identity.Reference}, nil
 }

@@ -2,13 +2,8 @@ package policy
 
 import (
 	"bytes"
-	"crypto"
-	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -31,33 +26,9 @@ type logPayload struct {
 	Index int64  `json:"logIndex"`
 }
 
-// A logEntry is a hashedrekord, version 0.0.1: sigstore/rekor,
-// pkg/types/hashedrekord.
-type logEntry struct {
-	APIVersion string `json:"apiVersion"`
-	Kind       string `json:"kind"`
-	Spec       struct {
-		Data struct {
-			Hash struct {
-				Algorithm string `json:"algorithm"`
-				Value     string `json:"value"`
-			} `json:"hash"`
-		} `json:"data"`
-		Signature struct {
-			Content   []byte `json:"content"`
-			PublicKey struct {
-				Content []byte `json:"content"` // PEM of a key or certificate
-			} `json:"publicKey"`
-		} `json:"signature"`
-	} `json:"spec"`
-
-	time time.Time // at which the log took it in
-}
-
-// logEntry returns what the log says of a signature, once one of its keys has
+// promised returns what the log says of a signature, once one of its keys has
 // vouched for it.
-func (a *attachment) logEntry(rekor []signer) (*logEntry, error) {
-	text := a.Annotations[cosignBundle]
+func promised(text string, logs []signer) (*logEntry, error) {
 	if text == "" {
 		return nil, errors.New("no entry of a transparency log")
 	}
@@ -65,25 +36,31 @@ func (a *attachment) logEntry(rekor []signer) (*logEntry, error) {
 	if err := strictjson.Unmarshal([]byte(text), &b); err != nil {
 		return nil, fmt.Errorf("log bundle: %w", err)
 	}
-	signed, err := canonical(&b.Payload)
-	if err != nil {
+	if err := b.check(logs); err != nil {
 		return nil, err
-	}
-	if !anyVerifies(rekor, signed, b.Promise) {
-		return nil, errors.New("the log's entry is signed by no trusted log")
 	}
 	body, err := base64.StdEncoding.DecodeString(b.Payload.Body)
 	if err != nil {
 		return nil, fmt.Errorf("log entry: %w", err)
 	}
-	e := &logEntry{time: time.Unix(b.Payload.Time, 0)}
-	if err := strictjson.Unmarshal(body, e); err != nil {
-		return nil, fmt.Errorf("log entry: %w", err)
+	e, err := parseLogEntry(body)
+	if err != nil {
+		return nil, err
 	}
-	if e.Kind != "hashedrekord" || e.APIVersion != "0.0.1" {
-		return nil, fmt.Errorf("log entry: %s %s: want hashedrekord 0.0.1", e.Kind, e.APIVersion)
-	}
+	e.time = time.Unix(b.Payload.Time, 0)
 	return e, nil
+}
+
+// check checks that a log made the promise.
+func (b *logBundle) check(logs []signer) error {
+	signed, err := canonical(&b.Payload)
+	if err != nil {
+		return err
+	}
+	if !anyVerifies(logs, signed, b.Promise) {
+		return errors.New("the log's entry is signed by no trusted log")
+	}
+	return nil
 }
 
 func anyVerifies(keys []signer, signed, sig []byte) bool {
@@ -102,38 +79,4 @@ func canonical(p *logPayload) ([]byte, error) {
 	e.SetEscapeHTML(false)
 	err := e.Encode(p)
 	return bytes.TrimRight(b.Bytes(), "\n"), err
-}
-
-// covers tells whether the entry is of this signature, by this key.
-func (e *logEntry) covers(a *attachment, key crypto.PublicKey) error {
-	h := sha256.Sum256(a.Payload)
-	logged, err := loggedKey(e.Spec.Signature.PublicKey.Content)
-	if err != nil {
-		return err
-	}
-	same, ok := logged.(interface{ Equal(crypto.PublicKey) bool })
-	switch {
-	case !ok || !same.Equal(key):
-		return errors.New("the log's entry is of another key")
-	case !bytes.Equal(e.Spec.Signature.Content, a.signature):
-		return errors.New("the log's entry is of another signature")
-	case e.Spec.Data.Hash.Algorithm != "sha256" || e.Spec.Data.Hash.Value != hex.EncodeToString(h[:]):
-		return errors.New("the log's entry is of another payload")
-	}
-	return nil
-}
-
-func loggedKey(b []byte) (crypto.PublicKey, error) {
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, errors.New("log entry: no key in PEM")
-	}
-	if block.Type == "CERTIFICATE" {
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("log entry: %w", err)
-		}
-		return c.PublicKey, nil
-	}
-	return x509.ParsePKIXPublicKey(block.Bytes)
 }

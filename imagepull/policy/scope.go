@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -21,11 +22,15 @@ type Name struct {
 	Ref       reference.Named // of docker: with a tag, a digest or both
 	Path      string          // of oci and oci-archive: absolute
 	Image     string          // of oci and oci-archive: which one, may be ""
+	Digest    string          // of oci and oci-archive: of the manifest, may be ""
 }
 
+// pinned is the end of a name in a layout that has a digest.
+var pinned = regexp.MustCompile(`@(sha256:[0-9a-f]{64})$`)
+
 // ParseName reads "docker://registry.example.com/app:1", "oci:/dir:image",
-// "oci-archive:/file.tar". A registry's image without tag and digest has the tag
-// "latest".
+// "oci-archive:/file.tar". Behind the last two may stand a digest,
+// "@sha256:...". A registry's image without tag and digest has the tag "latest".
 func ParseName(s string) (Name, error) {
 	transport, rest, _ := strings.Cut(s, ":")
 	switch transport {
@@ -40,23 +45,31 @@ func ParseName(s string) (Name, error) {
 		}
 		return Name{Transport: transport, Ref: reference.TagNameOnly(ref)}, nil
 	case OCI, OCIArchive:
+		digest := ""
+		if m := pinned.FindStringSubmatch(rest); m != nil {
+			rest, digest = strings.TrimSuffix(rest, m[0]), m[1]
+		}
 		file, image, _ := strings.Cut(rest, ":")
 		if !path.IsAbs(file) {
 			return Name{}, fmt.Errorf("image %q: want an absolute path", s)
 		}
-		return Name{Transport: transport, Path: path.Clean(file), Image: image}, nil
+		return Name{Transport: transport, Path: path.Clean(file), Image: image, Digest: digest}, nil
 	}
 	return Name{}, fmt.Errorf("image %q: want docker://, oci: or oci-archive: before it", s)
 }
 
 func (n Name) String() string {
-	switch {
-	case n.Ref != nil:
+	if n.Ref != nil {
 		return n.Transport + "://" + n.Ref.String()
-	case n.Image != "":
-		return n.Transport + ":" + n.Path + ":" + n.Image
 	}
-	return n.Transport + ":" + n.Path
+	s := n.Transport + ":" + n.Path
+	if n.Image != "" {
+		s += ":" + n.Image
+	}
+	if n.Digest != "" {
+		s += "@" + n.Digest
+	}
+	return s
 }
 
 // scopes returns what a policy may call the image, from the narrowest on.

@@ -41,7 +41,7 @@ func newSigstore(r *Requirement, t *Trust) (verifier, error) {
 		return nil, err
 	}
 	return func(s Signature) (*claim, string, error) {
-		a, err := parseAttachment(s)
+		a, err := parseSigstore(s)
 		if err != nil {
 			return nil, "", err
 		}
@@ -50,8 +50,8 @@ func newSigstore(r *Requirement, t *Trust) (verifier, error) {
 			return nil, "", err
 		}
 		for _, k := range trusted {
-			if verifySHA256(k.key, s.Payload, a.signature) == nil {
-				c, err := parsePayload(s.Payload, cosignType)
+			if verifySHA256(k.key, a.signed, a.signature) == nil {
+				c, err := a.says()
 				return c, k.name, err
 			}
 		}
@@ -59,16 +59,29 @@ func newSigstore(r *Requirement, t *Trust) (verifier, error) {
 	}, nil
 }
 
-// An attachment is a signature as cosign stores it.
+// An attachment is a signature of sigstore's, in whatever form it came.
 type attachment struct {
-	Signature
-	signature []byte
+	signed      []byte // what the signature is over
+	payload     []byte // what a log has the digest of
+	signature   []byte
+	certificate []byte   // of who signed, DER; nil: none
+	chain       [][]byte // of that, DER
+	log         func(logs []signer) (*logEntry, error)
+	says        func() (*claim, error) // for when the signature fits
 }
 
-func parseAttachment(s Signature) (*attachment, error) {
-	if s.MIMEType != CosignMIME {
-		return nil, fmt.Errorf("media type %q: not a signature", s.MIMEType)
+func parseSigstore(s Signature) (*attachment, error) {
+	switch s.MIMEType {
+	case CosignMIME:
+		return parseCosign(s)
+	case BundleMIME:
+		return parseBundle(s.Payload)
 	}
+	return nil, fmt.Errorf("media type %q: not a signature", s.MIMEType)
+}
+
+// parseCosign reads an attachment: cosign, specs/SIGNATURE_SPEC.md.
+func parseCosign(s Signature) (*attachment, error) {
 	if len(s.Payload) > maxPayload {
 		return nil, fmt.Errorf("%d bytes signed: want at most %d", len(s.Payload), maxPayload)
 	}
@@ -76,7 +89,28 @@ func parseAttachment(s Signature) (*attachment, error) {
 	if err != nil || len(sig) == 0 {
 		return nil, fmt.Errorf("annotation %s: want a signature in base64", cosignSignature)
 	}
-	return &attachment{s, sig}, nil
+	a := &attachment{
+		signed: s.Payload, payload: s.Payload, signature: sig, chain: certificates(s.Annotations[cosignChain]),
+		log:  func(logs []signer) (*logEntry, error) { return promised(s.Annotations[cosignBundle], logs) },
+		says: func() (*claim, error) { return parsePayload(s.Payload, cosignType) },
+	}
+	if leaf := certificates(s.Annotations[cosignCertificate]); leaf != nil {
+		a.certificate = leaf[0]
+	}
+	return a, nil
+}
+
+// certificates reads PEM.
+func certificates(text string) (out [][]byte) {
+	for rest := []byte(text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return out
+		}
+		if block.Type == "CERTIFICATE" {
+			out = append(out, block.Bytes)
+		}
+	}
 }
 
 // A signer is a public key that is trusted, and how people call it.
@@ -95,7 +129,7 @@ func (t *Trust) keyed(r *Requirement, rekor []signer) (func(*attachment) ([]sign
 		if len(rekor) == 0 {
 			return keys, nil
 		}
-		entry, err := a.logEntry(rekor)
+		entry, err := a.log(rekor)
 		if err != nil {
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,24 +21,60 @@ import (
 // and gives EOF only when size and digest are those of the descriptor: a caller
 // reads to the end before it believes a byte. Only sha256 is taken.
 func (c *Client) Blob(ctx context.Context, ref reference.Named, d v1.Descriptor) (io.ReadCloser, error) {
-	want, ok := strings.CutPrefix(d.Digest.String(), "sha256:")
-	if sum, err := hex.DecodeString(want); !ok || err != nil || len(sum) != sha256.Size {
-		return nil, fmt.Errorf("blob %s: want a digest of sha256", d.Digest)
+	return c.Resume(ctx, ref, d, nil, 0)
+}
+
+// Resume is Blob where the first n bytes are at hand already. They are read from
+// have, and hashed with the rest, which alone is asked for.
+func (c *Client) Resume(ctx context.Context, ref reference.Named, d v1.Descriptor, have io.Reader, n int64) (io.ReadCloser, error) {
+	if err := checkBlob(d); err != nil {
+		return nil, err
 	}
-	if d.Size < 0 {
-		return nil, fmt.Errorf("blob %s: size %d", d.Digest, d.Size)
+	if n < 0 || n > d.Size {
+		return nil, fmt.Errorf("blob %s: %d bytes at hand: want at most %d", d.Digest, n, d.Size)
 	}
 	sources, err := c.Config.Sources(ref) // as for the manifest
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	b := &blob{c: c, ctx: ctx, cancel: cancel, sources: sources, d: d, hash: sha256.New()}
+	b := &blob{c: c, ctx: ctx, cancel: cancel, sources: c.trusted(sources, d), d: d, hash: sha256.New()}
+	if n > 0 {
+		b.body, b.have, b.mixed = io.NopCloser(io.LimitReader(have, n)), true, true
+		return b, nil
+	}
 	if err := b.open(); err != nil {
 		cancel()
 		return nil, err
 	}
 	return b, nil
+}
+
+func checkBlob(d v1.Descriptor) error {
+	want, ok := strings.CutPrefix(d.Digest.String(), "sha256:")
+	if sum, err := hex.DecodeString(want); !ok || err != nil || len(sum) != sha256.Size {
+		return fmt.Errorf("blob %.100q: want a digest of sha256", d.Digest)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("blob %s: size %d", d.Digest, d.Size)
+	}
+	return nil
+}
+
+// A wrong blob is one that a source served with other bytes.
+type wrong struct{ source, digest string }
+
+// trusted leaves out the sources that have served other bytes for the blob, as long
+// as there is one that has not: whoever asks anew gets it from the next.
+func (c *Client) trusted(sources []Source, d v1.Descriptor) []Source {
+	left := slices.DeleteFunc(slices.Clone(sources), func(s Source) bool {
+		_, lied := c.wrong.Load(wrong{s.Ref.String(), d.Digest.String()})
+		return lied
+	})
+	if len(left) == 0 {
+		return sources
+	}
+	return left
 }
 
 // A blob is one that is being read.
@@ -50,8 +87,11 @@ type blob struct {
 	hash    hash.Hash
 
 	body  io.ReadCloser
-	at    int64 // bytes read
-	fails int   // since the last progress
+	have  bool     // body is what was at hand
+	mixed bool     // the blob began with that
+	asked []Source // what the rest came from
+	at    int64    // bytes read
+	fails int      // since the last progress
 	done  error
 }
 
@@ -81,7 +121,7 @@ func (b *blob) openFrom(s Source) error {
 	if err != nil {
 		return err
 	}
-	b.body = resp.Body
+	b.body, b.asked = resp.Body, append(b.asked, s)
 	if b.at == 0 {
 		return nil
 	}
@@ -108,9 +148,15 @@ func (b *blob) Read(p []byte) (int, error) {
 		}
 		switch {
 		case b.at > b.d.Size:
+			b.blame()
 			b.done = fmt.Errorf("blob %s: more than %d bytes", b.d.Digest, b.d.Size)
 		case b.at == b.d.Size && err == io.EOF:
 			b.done = b.verdict()
+		case b.have && err == io.EOF:
+			b.have = false
+			b.done = b.open()
+		case b.have && err != nil:
+			b.done = fmt.Errorf("blob %s: what was at hand: %w", b.d.Digest, err)
 		case err != nil:
 			b.done = b.resume(err)
 		}
@@ -126,9 +172,19 @@ func (b *blob) Read(p []byte) (int, error) {
 
 func (b *blob) verdict() error {
 	if got := fmt.Sprintf("sha256:%x", b.hash.Sum(nil)); got != b.d.Digest.String() {
+		b.blame()
 		return &DigestError{"blob " + b.d.Digest.String(), got, b.d.Digest.String()}
 	}
 	return io.EOF
+}
+
+// blame remembers who sent other bytes, unless it may have been what was at hand.
+func (b *blob) blame() {
+	for _, s := range b.asked {
+		if !b.mixed {
+			b.c.wrong.Store(wrong{s.Ref.String(), b.d.Digest.String()}, true)
+		}
+	}
 }
 
 // resume asks for what is missing.
@@ -157,6 +213,9 @@ func (b *blob) resume(cause error) error {
 // Close ends the download.
 func (b *blob) Close() error {
 	b.cancel()
+	if b.body == nil {
+		return nil
+	}
 	return b.body.Close()
 }
 

@@ -48,6 +48,7 @@ type Client struct {
 	once   sync.Once
 	http   [2]*http.Client // by insecure
 	tokens sync.Map        // by endpoint
+	wrong  sync.Map        // blobs with other bytes, by wrong
 }
 
 // A StatusError is a registry's refusal.

@@ -462,14 +462,19 @@ func TestReferrers(t *testing.T) {
 	const kind = "application/vnd.dev.sigstore.bundle.v0.3+json"
 	index := `{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[{"artifactType":"` + kind + `","digest":"` + digestOf(nil) + `"},{"artifactType":"other","digest":"` + digestOf(nil) + `"}]}`
 	subject := digestOf([]byte("image"))
-	for name, serves := range map[string]string{
-		"the call": "/v2/app/referrers/" + subject, "the tag": "/v2/app/manifests/" + strings.Replace(subject, ":", "-", 1), "neither": "",
+	call, tag := "/v2/app/referrers/"+subject, "/v2/app/manifests/"+strings.Replace(subject, ":", "-", 1)
+	for name, tt := range map[string]struct {
+		serves string
+		status int // of what is not served
+	}{
+		"the call": {call, 404}, "the tag": {tag, 404}, "neither": {"", 404}, "a call it does not know": {tag, 405}, "a call it takes amiss": {tag, 400},
 	} {
+		serves := tt.serves
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t, nil)
 			s.fault = func(w http.ResponseWriter, r *http.Request) bool {
 				if r.URL.Path != serves {
-					http.NotFound(w, r)
+					http.Error(w, "", tt.status)
 					return true
 				}
 				_, _ = io.WriteString(w, index)
@@ -507,4 +512,102 @@ func TestInsecure(t *testing.T) {
 func FuzzChallenge(f *testing.F) {
 	f.Add(`Bearer realm="https://auth.example.com/token",service="s",scope="a,b"`)
 	f.Fuzz(func(_ *testing.T, s string) { parseChallenge(s) })
+}
+
+// What an earlier download left is not asked for again, and is hashed with the rest.
+func TestResume(t *testing.T) {
+	for name, tt := range map[string]struct {
+		n      int64
+		change func(have []byte) []byte
+		sent   int64
+		want   string
+	}{
+		"nothing":     {0, nil, 50_000, ""},
+		"half":        {20_000, nil, 30_000, ""},
+		"all":         {50_000, nil, 0, ""},
+		"short":       {20_000, func(b []byte) []byte { return b[:5000] }, 45_000, ""},
+		"more":        {20_000, func(b []byte) []byte { return append(b, 1) }, 30_000, ""},
+		"other bytes": {20_000, func(b []byte) []byte { b[7] ^= 1; return b }, 30_000, "digest is"},
+		"too much":    {50_001, func(b []byte) []byte { return append(b, 1) }, 0, "want at most 50000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, random(t, 50_000))
+			have := bytes.Clone(s.blob[:min(tt.n, 50_000)])
+			if tt.change != nil {
+				have = tt.change(have)
+			}
+			r, err := s.client().Resume(t.Context(), s.ref(t, ":1"), s.descriptor(), bytes.NewReader(have), tt.n)
+			var b []byte
+			if err == nil {
+				b, err = io.ReadAll(r)
+				err = errors.Join(err, r.Close())
+			}
+			switch {
+			case tt.want == "" && (err != nil || !bytes.Equal(b, s.blob)):
+				t.Errorf("%d bytes, %v", len(b), err)
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			s.Close() // it counts what it has sent
+			if got := s.sent.Load(); got != tt.sent {
+				t.Errorf("%d bytes sent, want %d", got, tt.sent)
+			}
+		})
+	}
+}
+
+// A mirror that served other bytes is not asked again for them; one is not blamed for
+// what was at hand.
+func TestWrongMirror(t *testing.T) {
+	s, mirror := newSite(t, random(t, 10_000)), newSite(t, random(t, 10_000))
+	text := fmt.Sprintf("[[registry]]\nprefix=\"registry.example.com\"\nlocation=%q\n[[registry.mirror]]\nlocation=%q\n",
+		strings.TrimPrefix(s.URL, "https://"), strings.TrimPrefix(mirror.URL, "https://"))
+	c := s.client()
+	c.Roots.AddCert(mirror.Certificate())
+	var err error
+	if c.Config, err = ParseConfig([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := reference.ParseNormalizedNamed("registry.example.com/app@" + digestOf(s.manifest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mirror.manifest = append(bytes.Clone(s.manifest), ' ')
+	if m, err := c.Manifest(t.Context(), ref); err != nil || m.Digest != digestOf(s.manifest) {
+		t.Errorf("manifest: got %+v, %v", m, err)
+	}
+	for i, tt := range []struct {
+		had  int64
+		want bool
+		sent int64 // by the mirror, in all
+	}{{1000, false, 9000}, {0, false, 19_000}, {0, true, 19_000}, {0, true, 19_000}} {
+		r, err := c.Resume(t.Context(), ref, s.descriptor(), bytes.NewReader(make([]byte, tt.had)), tt.had)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(io.Discard, r)
+		for deadline := time.Now().Add(5 * time.Second); mirror.sent.Load() < tt.sent && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond) // it counts what it has sent
+		}
+		if r.Close(); (err == nil) != tt.want || mirror.sent.Load() != tt.sent {
+			t.Errorf("try %d: %v; the mirror sent %d bytes, want %d", i, err, mirror.sent.Load(), tt.sent)
+		}
+	}
+}
+
+// A registry is asked for bytes alone: what it says of them beforehand, or the next
+// time, is of no use.
+func TestOneAnswerCounts(t *testing.T) {
+	s := newSite(t, nil)
+	var asked atomic.Int64
+	s.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if n := asked.Add(1); n > 1 || r.Method != http.MethodGet {
+			t.Errorf("request %d: %s %s", n, r.Method, r.URL.Path)
+		}
+		return false
+	}
+	m, err := s.client().Manifest(t.Context(), s.ref(t, ":1"))
+	if err != nil || m.Digest != digestOf(s.manifest) {
+		t.Errorf("got %+v, %v", m, err)
+	}
 }

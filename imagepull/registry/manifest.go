@@ -117,7 +117,7 @@ func (c *Client) Referrers(ctx context.Context, repo reference.Named, digest, ar
 		s = all[len(all)-1] // mirrors need not have them
 	}
 	resp, err := c.get(ctx, s, "referrers/"+digest+"?artifactType="+url.QueryEscape(artifactType), http.Header{"Accept": {v1.MediaTypeImageIndex}})
-	if NotFound(err) {
+	if NotFound(err) || unsupported(err) {
 		resp, err = c.get(ctx, s, "manifests/"+strings.Replace(digest, ":", "-", 1), accepted)
 	}
 	if NotFound(err) {
@@ -141,6 +141,12 @@ func (c *Client) Referrers(ctx context.Context, repo reference.Named, digest, ar
 		}
 	}
 	return out, nil
+}
+
+// unsupported tells whether a registry does not know a call.
+func unsupported(err error) bool {
+	var status *StatusError
+	return errors.As(err, &status) && (status.Status == http.StatusMethodNotAllowed || status.Status == http.StatusBadRequest)
 }
 
 // NotFound tells whether a registry says that it does not have what was asked for.

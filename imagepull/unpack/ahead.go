@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	blockSize  = 512 << 10 // bytes
-	blockCount = 4
+	aheadSize  = 256 << 10 // bytes
+	aheadCount = 4
 	ratioFloor = 16 << 20 // bytes of tar that no ratio is asked of
 )
 
@@ -16,32 +16,23 @@ const (
 // that reads, between reads.
 type Compressed interface{ CompressedBytes() int64 }
 
-func makeBlocks() [][]byte {
-	b := make([][]byte, blockCount)
-	for i := range b {
-		b[i] = make([]byte, blockSize)
-	}
-	return b
-}
-
 // A meter holds one layer to the limits of its stream.
 type meter struct {
-	limits Limits
-	left   int64 // of Limits.Bytes
+	budget *Budget
 	read   int64
 }
 
 func (m *meter) add(n int, r io.Reader) error {
 	m.read += int64(n)
-	if m.read > m.left {
-		return &LimitError{"bytes of the layers", m.limits.Bytes - m.left + m.read, m.limits.Bytes}
+	if err := m.budget.takeStream(int64(n)); err != nil {
+		return err
 	}
 	c, ok := r.(Compressed)
 	if !ok || m.read <= ratioFloor {
 		return nil
 	}
-	if in := max(c.CompressedBytes(), 1); m.read/in > m.limits.Ratio {
-		return &LimitError{"bytes of tar per compressed byte", m.read / in, m.limits.Ratio}
+	if in, most := max(c.CompressedBytes(), 1), m.budget.limits.Ratio; m.read/in > most {
+		return &LimitError{"bytes of tar per compressed byte", m.read / in, most}
 	}
 	return nil
 }
@@ -51,8 +42,8 @@ type block struct {
 	err  error // behind the data
 }
 
-// ahead reads a layer while what was read is being unpacked: taking a layer out
-// of its compression and making files keep two processors busy.
+// ahead reads a layer while what was read is being taken apart: undoing its
+// compression and writing its content keep two processors busy.
 type ahead struct {
 	full  chan block
 	free  chan []byte
@@ -64,13 +55,13 @@ type ahead struct {
 	err   error
 }
 
-func readAhead(ctx context.Context, r io.Reader, blocks [][]byte, m *meter) *ahead {
+func readAhead(ctx context.Context, r io.Reader, m *meter) *ahead {
 	a := &ahead{
-		full: make(chan block, len(blocks)), free: make(chan []byte, len(blocks)),
+		full: make(chan block, aheadCount), free: make(chan []byte, aheadCount),
 		done: make(chan struct{}), meter: m,
 	}
-	for _, b := range blocks {
-		a.free <- b
+	for range aheadCount {
+		a.free <- make([]byte, aheadSize)
 	}
 	go a.run(ctx, r)
 	return a

@@ -100,28 +100,134 @@ func pack(t testing.TB, items ...item) []byte {
 	return buf.Bytes()
 }
 
-// apply unpacks layers into dir.
-func apply(dir string, l Limits, layers ...[]byte) error {
-	tree, err := Open(dir, l)
-	if err != nil {
-		return err
-	}
-	for _, layer := range layers {
-		if _, err := tree.Apply(context.Background(), bytes.NewReader(layer)); err != nil {
-			_ = tree.Close()
-			return err
-		}
-	}
-	return tree.Finish()
+// made is a tree and what its files are on.
+type made struct {
+	tree    *Tree
+	content [][]byte
 }
 
-func mustApply(t testing.TB, layers ...[]byte) string {
+// apply reads layers and lays them over one another. Each goes through its binary
+// form.
+func apply(l Limits, layers ...[]byte) (*made, error) {
+	b := NewBudget(l)
+	m := &made{tree: NewTree(b)}
+	for _, layer := range layers {
+		var content bytes.Buffer
+		read, err := Read(context.Background(), bytes.NewReader(layer), &content, b)
+		if err != nil {
+			return nil, err
+		}
+		if content.Len() != int(read.Blocks())*BlockSize {
+			return nil, fmt.Errorf("content of %d bytes, %d blocks", content.Len(), read.Blocks())
+		}
+		if read, err = there(read); err != nil {
+			return nil, err
+		}
+		if err := m.tree.Apply(read); err != nil {
+			return nil, err
+		}
+		m.content = append(m.content, content.Bytes())
+	}
+	return m, nil
+}
+
+// there writes a layer down and reads it.
+func there(l *Layer) (*Layer, error) {
+	b, err := l.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	out := &Layer{}
+	if err := out.UnmarshalBinary(b); err != nil {
+		return nil, fmt.Errorf("of its own making: %v", err)
+	}
+	if c, err := out.MarshalBinary(); err != nil || !bytes.Equal(b, c) || out.Stats() != l.Stats() || out.Blocks() != l.Blocks() {
+		return nil, fmt.Errorf("a layer changes on its way: %v", err)
+	}
+	return out, nil
+}
+
+func mustApply(t testing.TB, layers ...[]byte) *made {
 	t.Helper()
-	dir := t.TempDir()
-	if err := apply(dir, Limits{}, layers...); err != nil {
+	m, err := apply(Limits{}, layers...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	return m
+}
+
+// extract makes the tree in a directory.
+func (m *made) extract(dir string) error {
+	var content []io.ReaderAt
+	for _, c := range m.content {
+		content = append(content, bytes.NewReader(c))
+	}
+	return m.tree.Extract(context.Background(), dir, content)
+}
+
+// read is the content of a file.
+func (m *made) read(n *inode) []byte {
+	out := make([]byte, n.size)
+	runs := n.runs
+	if runs == nil {
+		runs = []run{{0, uint32(blockCount(n.size))}}
+	}
+	at, from := 0, int(n.first)*BlockSize
+	for _, r := range runs {
+		at += int(r.hole) * BlockSize
+		k := min(int(r.data)*BlockSize, len(out)-at)
+		if k > 0 {
+			copy(out[at:at+k], m.content[n.from-1][from:from+k])
+		}
+		at, from = at+k, from+k
+	}
+	return out
+}
+
+// show is the tree as snapshot would read it from a directory.
+func (m *made) show() map[string]shown {
+	out, first, links := map[string]shown{}, map[*inode]string{}, map[*inode]uint64{}
+	m.tree.root.each(func(n *inode) {
+		links[n]++
+		if n.dir != nil {
+			links[n]++
+			if n.parent != nil {
+				links[n.parent.node]++
+			}
+		}
+	})
+	var walk func(path string, n *inode)
+	walk = func(path string, n *inode) {
+		s := shown{Mode: n.mode, UID: n.uid, GID: n.gid, Links: links[n], Time: stamp(n.sec, int64(n.nsec)), Target: n.target}
+		if n.major|n.minor != 0 {
+			s.Rdev = unix.Mkdev(n.major, n.minor)
+		}
+		for name, value := range n.attrs {
+			if s.Attrs == nil {
+				s.Attrs = map[string]string{}
+			}
+			s.Attrs[name] = string(value)
+		}
+		if n.mode&unix.S_IFMT == unix.S_IFREG {
+			sum := sha256.Sum256(m.read(n))
+			s.Size, s.Digest = n.size, hex.EncodeToString(sum[:8])
+		}
+		if n.dir == nil {
+			if first[n] == "" {
+				first[n] = path
+			}
+			s.First = first[n]
+		}
+		out[path] = s
+		if n.dir == nil {
+			return
+		}
+		for _, name := range slices.Sorted(maps.Keys(n.kids)) {
+			walk(filepath.Join(path, name), n.kids[name].inode)
+		}
+	}
+	walk(".", m.tree.root)
+	return out
 }
 
 func needRoot(t testing.TB) {
@@ -131,8 +237,8 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// An inode is what a tree says of one name.
-type inode struct {
+// shown is what a tree says of one name.
+type shown struct {
 	Mode, UID, GID uint32
 	Links          uint64
 	Rdev           uint64
@@ -145,9 +251,9 @@ type inode struct {
 }
 
 // snapshot reads a tree, by name beneath dir.
-func snapshot(t testing.TB, dir string) map[string]inode {
+func snapshot(t testing.TB, dir string) map[string]shown {
 	t.Helper()
-	out := map[string]inode{}
+	out := map[string]shown{}
 	first := map[uint64]string{}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -161,7 +267,7 @@ func snapshot(t testing.TB, dir string) map[string]inode {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		n := inode{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Links: uint64(st.Nlink), Rdev: st.Rdev, Time: stamp(st.Mtim.Sec, st.Mtim.Nsec)}
+		n := shown{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Links: uint64(st.Nlink), Rdev: st.Rdev, Time: stamp(st.Mtim.Sec, st.Mtim.Nsec)}
 		if n.Attrs, err = readAttrs(path); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -215,7 +321,7 @@ func readAttrs(path string) (map[string]string, error) {
 // no layer names without a time, and so lets it, and the one that it is made in,
 // have that of unpacking. There the time is 0 here, or what some directory of
 // the layers has.
-func compare(got, want map[string]inode, now func(time string) bool, said map[string]bool) []string {
+func compare(got, want map[string]shown, now func(time string) bool, said map[string]bool) []string {
 	var out []string
 	names := maps.Clone(got)
 	maps.Copy(names, want)
@@ -247,7 +353,7 @@ func since(started time.Time) func(string) bool {
 	return func(text string) bool {
 		var sec, nsec int64
 		_, err := fmt.Sscanf(text, "%d.%d", &sec, &nsec)
-		return err == nil && sec >= started.Unix()-1 && sec <= time.Now().Unix()
+		return err == nil && sec >= started.Unix()-1 && sec <= time.Now().Unix()+1 // a clock may be set
 	}
 }
 
@@ -358,9 +464,10 @@ var scratch = sync.OnceValue(func() string {
 	return shm
 })
 
-// sameAsUmoci unpacks layers both ways and compares verdict and tree. It returns
-// the tree, nil where both refuse the layers.
-func sameAsUmoci(t testing.TB, layers ...[]byte) map[string]inode {
+// sameAsUmoci unpacks layers both ways and compares verdict and tree: in memory,
+// as extracted, and as the kernel mounts it. It returns the tree, nil where both
+// refuse the layers.
+func sameAsUmoci(t testing.TB, layers ...[]byte) map[string]shown {
 	t.Helper()
 	base, err := os.MkdirTemp(scratch(), "unpack-")
 	if err != nil {
@@ -368,11 +475,7 @@ func sameAsUmoci(t testing.TB, layers ...[]byte) map[string]inode {
 	}
 	defer os.RemoveAll(base)
 	started := time.Now()
-	mine := filepath.Join(base, "mine")
-	if err := os.Mkdir(mine, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	gotErr := apply(mine, Limits{}, layers...)
+	m, gotErr := apply(Limits{}, layers...)
 	root, wantErr := umoci(t, base, layers...)
 	if (gotErr == nil) != (wantErr == nil) {
 		t.Errorf("verdicts differ: got %v, want %v", gotErr, wantErr)
@@ -380,9 +483,27 @@ func sameAsUmoci(t testing.TB, layers ...[]byte) map[string]inode {
 	if gotErr != nil || wantErr != nil {
 		return nil
 	}
-	got := snapshot(t, mine)
-	for _, d := range compare(got, snapshot(t, root), since(started), directoryTimes(t, layers...)) {
-		t.Error(d)
+	mine := filepath.Join(base, "mine")
+	if err := os.Mkdir(mine, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.extract(mine); err != nil {
+		t.Error(err)
+		return nil
+	}
+	got, want, said := m.show(), snapshot(t, root), directoryTimes(t, layers...)
+	for what, tree := range map[string]map[string]shown{"memory": got, "extracted": snapshot(t, mine)} {
+		for _, d := range compare(tree, want, since(started), said) {
+			t.Errorf("%s: %s", what, d)
+		}
+	}
+	if dir, ok := m.mount(t, base); ok {
+		for _, d := range compare(snapshot(t, dir), want, since(started), said) {
+			t.Errorf("mounted: %s", d)
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil { // a process that is being started may have a file open
+			t.Error(err)
+		}
 	}
 	return got
 }

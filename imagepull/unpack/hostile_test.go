@@ -79,7 +79,10 @@ func TestHostile(t *testing.T) {
 				t.Fatal(err)
 			}
 			packed := packAll(t, row.layers)
-			err := apply(mine, Limits{}, packed...)
+			m, err := apply(Limits{}, packed...)
+			if err == nil {
+				err = m.extract(mine)
+			}
 			for _, e := range events() {
 				t.Errorf("outside: %s", e)
 			}
@@ -199,10 +202,9 @@ func TestBadHeaders(t *testing.T) {
 		"sparse data that is missing": rawTar(paxHeader("GNU.sparse.size=1000", "GNU.sparse.numblocks=1", "GNU.sparse.map=0,1000", "GNU.sparse.name=x"), rawHeader("0", '0', 10, nil), make([]byte, 512)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			err := apply(dir, Limits{}, layer)
+			m, err := apply(Limits{}, layer)
 			if err == nil {
-				t.Fatalf("taken: %s", brief(t, dir))
+				t.Fatalf("taken: %s", brief(m))
 			}
 			if !strings.Contains(err.Error(), "archive/tar: ") && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("got %v", err)
@@ -228,6 +230,9 @@ func TestLimits(t *testing.T) {
 		{"entries", Limits{Entries: 3}, layers([]item{file("a", ""), file("a", ""), file(".wh.x", "")}), layers([]item{file("a", ""), file("a", ""), file(".wh.x", ""), file("a", "")}), "entries: 4, want at most 3"},
 		{"entries in two layers", Limits{Entries: 2}, layers([]item{file("a", "")}, []item{file("b", "")}), layers([]item{file("a", "")}, []item{file("b", ""), file("c", "")}), "entries: 3, want at most 2"},
 		{"entries that no layer names", Limits{Entries: 4}, layers([]item{file(deep(3), "")}), layers([]item{file(deep(4), "")}), "entries: 5, want at most 4"},
+		{"names that are kept", Limits{Kept: 100}, layers([]item{file("a", ""), file("b", "")}), layers([]item{file("a", ""), file(strings.Repeat("n", 90), "")}), "bytes of names, links, attributes and holes: "},
+		{"names that are kept in two layers", Limits{Kept: 100}, layers([]item{file("a", "")}, []item{file("b", "")}), layers([]item{file(strings.Repeat("n", 50), "")}, []item{file(strings.Repeat("m", 50), "")}), "bytes of names, links, attributes and holes: "},
+		{"attributes that are kept", Limits{Kept: 100}, layers([]item{file("a", "").attr("user.a", "b")}), layers([]item{file("a", "").attr("user.a", strings.Repeat("n", 90))}), "bytes of names, links, attributes and holes: "},
 		{"length of a name", Limits{PathLen: 40}, layers([]item{file(strings.Repeat("n", 40), "")}), layers([]item{file(strings.Repeat("n", 41), "")}), "length of the name: 41, want at most 40"},
 		{"length of a link", Limits{PathLen: 40}, layers([]item{symlink("l", strings.Repeat("n", 40))}), layers([]item{symlink("l", strings.Repeat("n", 41))}), "length of the link target: 41, want at most 40"},
 		{"length of a hard link", Limits{PathLen: 40}, layers([]item{file("n", ""), hardlink("l", "n")}), layers([]item{file("n", ""), hardlink("l", strings.Repeat("n", 41))}), "length of the link target: 41, want at most 40"},
@@ -237,11 +242,11 @@ func TestLimits(t *testing.T) {
 		{"depth by a link", Limits{Depth: 3}, layers([]item{symlink("l", "d/d"), file("l/x", "")}), layers([]item{symlink("l", "d/d"), file("l/d/x", "")}), "depth of directories: 4, want at most 3"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if err := apply(t.TempDir(), row.limits, packAll(t, row.good)...); err != nil {
+			if _, err := apply(row.limits, packAll(t, row.good)...); err != nil {
 				t.Errorf("within: %v", err)
 			}
 			var limit *LimitError
-			err := apply(t.TempDir(), row.limits, packAll(t, row.bad)...)
+			_, err := apply(row.limits, packAll(t, row.bad)...)
 			if !errors.As(err, &limit) || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("got %v, want a LimitError with %q", err, row.want)
 			}
@@ -252,10 +257,10 @@ func TestLimits(t *testing.T) {
 // TestDefaultDepth is as deep as the defaults let a tree be, and removes it.
 func TestDefaultDepth(t *testing.T) {
 	name := strings.Repeat("d/", 255) + "x"
-	if got := brief(t, mustApply(t, pack(t, file(name, "1")), pack(t, file("d/.wh.d", ""), file("y", "")))); got != "d/ y=" {
+	if got := brief(mustApply(t, pack(t, file(name, "1")), pack(t, file("d/.wh.d", ""), file("y", "")))); got != "d/ y=" {
 		t.Errorf("got %s", got)
 	}
-	if err := apply(t.TempDir(), Limits{}, pack(t, file("d/"+name, "1"))); err == nil {
+	if _, err := apply(Limits{}, pack(t, file("d/"+name, "1"))); err == nil {
 		t.Error("a deeper one was taken")
 	}
 }
@@ -275,23 +280,18 @@ func TestEndless(t *testing.T) {
 		most   int64 // bytes read
 		want   string
 	}{
-		{"ten million entries", &repeat{data: header}, entries, entries.defaults().Entries*512 + 512 + blockCount*blockSize, fmt.Sprintf("entries: %d, want at most", entries.defaults().Entries+1)},
-		{"zeros behind the end mark", &repeat{data: make([]byte, 4096)}, Limits{Bytes: 64 << 20}, 65<<20 + blockCount*blockSize, "bytes of the layers"},
-		{"one PAX header after the other", &repeat{data: paxHeader("comment=" + strings.Repeat("x", 60000))}, Limits{Bytes: 64 << 20}, 65<<20 + blockCount*blockSize, "bytes of the layers"},
+		{"ten million entries", &repeat{data: header}, entries, entries.defaults().Entries*512 + 512 + aheadCount*aheadSize, fmt.Sprintf("entries: %d, want at most", entries.defaults().Entries+1)},
+		{"zeros behind the end mark", &repeat{data: make([]byte, 4096)}, Limits{Bytes: 64 << 20}, 65<<20 + aheadCount*aheadSize, "bytes of the layers"},
+		{"one PAX header after the other", &repeat{data: paxHeader("comment=" + strings.Repeat("x", 60000))}, Limits{Bytes: 64 << 20}, 65<<20 + aheadCount*aheadSize, "bytes of the layers"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			tree, err := Open(t.TempDir(), row.limits)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer tree.Close()
-			s, err := tree.Apply(t.Context(), row.layer)
+			_, err := Read(t.Context(), row.layer, io.Discard, NewBudget(row.limits))
 			var limit *LimitError
 			if !errors.As(err, &limit) || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("got %v, want a LimitError with %q", err, row.want)
 			}
-			if row.layer.total > row.most || s.Stream != row.layer.total {
-				t.Errorf("%d bytes read, %d reported, want at most %d", row.layer.total, s.Stream, row.most)
+			if row.layer.total > row.most {
+				t.Errorf("%d bytes read, want at most %d", row.layer.total, row.most)
 			}
 		})
 	}
@@ -304,27 +304,26 @@ func TestSparseBomb(t *testing.T) {
 	}
 	for _, size := range []int64{64<<30 + 1, 1 << 40, 1<<63 - 1} {
 		var limit *LimitError
-		if err := apply(t.TempDir(), Limits{}, bomb(size)); !errors.As(err, &limit) {
+		if _, err := apply(Limits{}, bomb(size)); !errors.As(err, &limit) {
 			t.Errorf("%d bytes: got %v", size, err)
 		}
 	}
-	tree, err := Open(t.TempDir(), Limits{Bytes: 1<<63 - 1})
-	if err != nil {
-		t.Fatal(err)
+	var kept *LimitError
+	if _, err := apply(Limits{Kept: 1 << 16}, bomb(64<<20)); !errors.As(err, &kept) || kept.Got != 8*(64<<20)/BlockSize {
+		t.Errorf("list of holes: got %v", err)
 	}
-	defer tree.Close()
-	tree.bytes = 1<<63 - 2
+	full := NewBudget(Limits{Bytes: 1<<63 - 1})
+	full.bytes.Store(1<<63 - 2)
 	var limit *LimitError
-	if _, err := tree.Apply(t.Context(), bytes.NewReader(pack(t, file("x", "more")))); !errors.As(err, &limit) {
+	if _, err := Read(t.Context(), bytes.NewReader(pack(t, file("x", "more"))), io.Discard, full); !errors.As(err, &limit) {
 		t.Errorf("sum beyond 2^63: got %v", err)
 	}
-	dir := mustApply(t, bomb(1<<30))
-	var st unix.Stat_t
-	if err := unix.Stat(filepath.Join(dir, "x"), &st); err != nil {
-		t.Fatal(err)
+	m := mustApply(t, bomb(1<<30))
+	if n := m.inodes()["x"]; n.size != 1<<30 || len(m.content[0]) != 0 || n.data() || len(m.tree.Devices()) != 0 {
+		t.Errorf("size %d, %d bytes of content", n.size, len(m.content[0]))
 	}
-	if st.Size != 1<<30 || st.Blocks > 128 {
-		t.Errorf("size %d in %d blocks", st.Size, st.Blocks)
+	if image := m.image(t); len(image) > 2*BlockSize {
+		t.Errorf("image of %d bytes", len(image))
 	}
 }
 
@@ -341,13 +340,8 @@ func TestRatio(t *testing.T) {
 		ratio int64
 		bad   bool
 	}{{900, false}, {1100, true}} {
-		tree, err := Open(t.TempDir(), Limits{Bytes: 40 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tree.Close()
 		layer := &counted{repeat{data: make([]byte, 4096)}, row.ratio}
-		_, err = tree.Apply(t.Context(), layer)
+		_, err := Read(t.Context(), layer, io.Discard, NewBudget(Limits{Bytes: 40 << 20}))
 		if bad := strings.Contains(fmt.Sprint(err), "bytes of tar per compressed byte"); bad != row.bad {
 			t.Errorf("ratio %d: got %v", row.ratio, err)
 		}
@@ -357,50 +351,24 @@ func TestRatio(t *testing.T) {
 	}
 }
 
-// TestNoSpace fills a small file system: by one large file, which is refused
-// beforehand, by small ones, and by names.
+// TestNoSpace has no room for the content, or for the tree.
 func TestNoSpace(t *testing.T) {
-	needRoot(t)
-	small := func(n int, body string) (items []item) {
-		for i := range n {
-			items = append(items, file(fmt.Sprint(i), body))
-		}
-		return items
+	layer := pack(t, file("large", strings.Repeat("x", 3<<20)))
+	full := errors.New("no space: 1 bytes needed")
+	if _, err := Read(t.Context(), bytes.NewReader(layer), refusing{full}, NewBudget(Limits{})); !errors.Is(err, full) {
+		t.Errorf("content: got %v", err)
 	}
-	for _, row := range []struct {
-		name  string
-		items []item
-		early bool
-	}{
-		{"one large file", []item{file("large", strings.Repeat("x", 3<<20))}, true},
-		{"small files", small(100, strings.Repeat("x", 100<<10)), false},
-		{"names", small(300, ""), false},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m,nr_inodes=200"); err != nil {
-				testenv.Missing(t, "mount", err.Error())
-			}
-			t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-			err := apply(dir, Limits{}, pack(t, row.items...))
-			var space *SpaceError
-			if !errors.As(err, &space) {
-				t.Fatalf("got %v", err)
-			}
-			if want := row.items[0].Size; space.Needed != want || space.Available > 2<<20 || !strings.Contains(err.Error(), fmt.Sprintf("%d bytes needed, ", want)) {
-				t.Errorf("got %v", err)
-			}
-			if early := !errors.Is(err, unix.ENOSPC); early != row.early {
-				t.Errorf("early: %v, want %v", early, row.early)
-			}
-			if row.name == "names" && space.Inodes != 0 {
-				t.Errorf("%d inodes available", space.Inodes)
-			}
-			if row.early {
-				if _, err := os.Lstat(filepath.Join(dir, "large")); err == nil {
-					t.Error("the large file was begun")
-				}
-			}
-		})
+	needRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+		testenv.Missing(t, "mount", err.Error())
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	if err := mustApply(t, layer).extract(dir); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), `make file "large"`) {
+		t.Errorf("tree: got %v", err)
 	}
 }
+
+type refusing struct{ err error }
+
+func (r refusing) Write([]byte) (int, error) { return 0, r.err }

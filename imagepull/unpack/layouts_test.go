@@ -46,7 +46,7 @@ func TestPackers(t *testing.T) {
 				t.Error("refused, or too little packed")
 			}
 			if row.whole {
-				same(t, mustApply(t, layer), source)
+				same(t, mustApply(t, layer).show(), source)
 			}
 		})
 	}
@@ -58,8 +58,12 @@ func TestPackers(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		mine := mustApply(t, layer)
-		same(t, mine, cmd.Args[2])
+		m, mine := mustApply(t, layer), t.TempDir()
+		if err := m.extract(mine); err != nil {
+			t.Fatal(err)
+		}
+		same(t, m.show(), cmd.Args[2])
+		same(t, snapshot(t, mine), cmd.Args[2])
 		var st unix.Stat_t
 		if err := unix.Stat(filepath.Join(mine, "holes"), &st); err != nil {
 			t.Fatal(err)
@@ -70,9 +74,9 @@ func TestPackers(t *testing.T) {
 	})
 }
 
-func same(t *testing.T, got, want string) {
+func same(t *testing.T, got map[string]shown, want string) {
 	t.Helper()
-	for _, d := range compare(snapshot(t, got), snapshot(t, want), func(string) bool { return false }, nil) {
+	for _, d := range compare(got, snapshot(t, want), func(string) bool { return false }, nil) {
 		t.Error(d)
 	}
 }
@@ -115,7 +119,7 @@ func sampleTree(t testing.TB) string {
 	try(os.Chmod(at("setuid"), 0o755|os.ModeSetuid|os.ModeSetgid))
 	try(unix.Setxattr(at("a"), "user.a", []byte("directory"), 0))
 	try(unix.Setxattr(at("a/b/file"), "user.b", []byte{0, 1, 2, '=', '\n'}, 0))
-	try(unix.Setxattr(at("setuid"), "security.capability", []byte(capability), 0))
+	try(unix.Setxattr(at("setuid"), capability, []byte(netRaw), 0))
 	try(unix.Mknod(at("dev/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 	try(unix.Mknod(at("dev/disk"), unix.S_IFBLK|0o660, int(unix.Mkdev(8, 17))))
 	try(unix.Mkfifo(at("fifo"), 0o640))
@@ -300,7 +304,7 @@ func capable(t testing.TB, layer []byte) []byte {
 	return rewrite(t, layer, func(h *tar.Header) bool {
 		if h.Typeflag == tar.TypeReg && h.Mode&0o111 != 0 {
 			h.Format = tar.FormatPAX
-			h.PAXRecords = map[string]string{xattrRecord + "security.capability": capability}
+			h.PAXRecords = map[string]string{xattrRecord + capability: netRaw}
 		}
 		return true
 	})

@@ -1,9 +1,7 @@
 package unpack
 
 import (
-	"errors"
 	"fmt"
-	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -12,51 +10,13 @@ import (
 // maxLinks is how many links the kernel follows on the way to a file.
 const maxLinks = 40
 
-// clean is name beneath the root, "" for the root itself. ".." counts as text
-// and never leads above the root.
-func clean(name string) string { return path.Clean("/" + name)[1:] }
-
-// split is a clean name's directory and last part.
-func split(name string) (dir, base string) {
-	i := strings.LastIndexByte(name, '/')
-	return name[:max(i, 0)], name[i+1:]
-}
-
-// checkName refuses what no path may be.
-func (t *Tree) checkName(what, name string) error {
-	if strings.IndexByte(name, 0) >= 0 {
-		return fmt.Errorf("%s holds a NUL", what)
-	}
-	return t.checkLen(what, len(name))
-}
-
-func (t *Tree) checkLen(what string, n int) error {
-	if n > t.limits.PathLen {
-		return &LimitError{"length of the " + what, int64(n), int64(t.limits.PathLen)}
-	}
-	return nil
-}
-
-// checkRoom refuses a name in d that would lie too deep.
-func (t *Tree) checkRoom(d *dir, name string) error {
-	if d.depth+1 > t.limits.Depth {
-		return &LimitError{"depth of directories", int64(d.depth) + 1, int64(t.limits.Depth)}
-	}
-	n := len(name)
-	if d.path != "" {
-		n += len(d.path) + 1
-	}
-	return t.checkLen("resolved name", n)
-}
-
 // A walk follows a name from the root.
 type walk struct {
 	t       *Tree
 	at      *dir
 	missing []string // parts behind at that are no directory
 	links   int
-	steps   int  // parts looked at, those of link targets too
-	guessed bool // a missing part was taken away again: what is made later may change the way
+	steps   int // parts looked at, those of link targets too
 }
 
 // resolve finds the directory of a clean name, following links as if the tree
@@ -64,10 +24,7 @@ type walk struct {
 // ".." of a link takes it away again. With make, missing directories are made;
 // else nil says that there is no such directory.
 func (t *Tree) resolve(name string, make bool) (*dir, error) {
-	if t.memo.dir != nil && t.memo.name == name {
-		return t.use(t.memo.dir), nil
-	}
-	w := walk{t: t, at: t.root}
+	w := walk{t: t, at: t.root.dir}
 	if err := w.follow(name); err != nil {
 		return nil, err
 	}
@@ -78,9 +35,6 @@ func (t *Tree) resolve(name string, make bool) (*dir, error) {
 		if err := w.make(part); err != nil {
 			return nil, err
 		}
-	}
-	if !w.guessed {
-		t.memo = memo{name, w.at}
 	}
 	return w.at, nil
 }
@@ -110,7 +64,7 @@ func (w *walk) follow(rest string) error {
 			return fmt.Errorf("way to the directory: %w", unix.ELOOP)
 		}
 		if target[0] == '/' {
-			w.at, w.missing = w.t.root, nil // a link is read where nothing is missing
+			w.at, w.missing = w.t.root.dir, nil // a link is read where nothing is missing
 		}
 		rest = target + "/" + rest
 	}
@@ -120,7 +74,7 @@ func (w *walk) follow(rest string) error {
 func (w *walk) up() {
 	switch {
 	case len(w.missing) > 0:
-		w.missing, w.guessed = w.missing[:len(w.missing)-1], true
+		w.missing = w.missing[:len(w.missing)-1]
 	case w.at.parent != nil:
 		w.at = w.at.parent
 	}
@@ -132,39 +86,26 @@ func (w *walk) down(part string) (target string, err error) {
 		w.missing = append(w.missing, part)
 		return "", nil
 	}
-	kid, err := w.t.open(w.at, part)
+	if len(part) > nameMax {
+		return "", at("open directory", join(w.at.path(), part), unix.ENAMETOOLONG)
+	}
+	n := w.at.kids[part].inode
 	switch {
-	case err == nil:
-		w.at = kid
-		return "", nil
-	case errors.Is(err, unix.ENOENT):
+	case n != nil && n.dir != nil:
+		w.at = n.dir
+	case n != nil && n.target != "":
+		return n.target, nil
+	default:
 		w.missing = append(w.missing, part)
-		return "", nil
-	case !errors.Is(err, unix.ENOTDIR):
-		return "", at2err("open directory", w.at.join(part), err)
 	}
-	target, err = readlink(w.at.fd, part)
-	if errors.Is(err, unix.EINVAL) { // no link
-		w.missing = append(w.missing, part)
-		return "", nil
-	}
-	if err != nil {
-		return "", at2err("read link", w.at.join(part), err)
-	}
-	return target, nil
-}
-
-func readlink(fd int, name string) (string, error) {
-	buf := make([]byte, 4096) // PATH_MAX: no target is longer
-	n, err := unix.Readlinkat(fd, name, buf)
-	return string(buf[:max(n, 0)]), err
+	return "", nil
 }
 
 // make makes a directory that no entry has named.
 func (w *walk) make(part string) error {
 	t, d := w.t, w.at
 	if strings.HasPrefix(part, whiteoutPrefix) {
-		return fmt.Errorf("directory %q: the name is that of a whiteout", d.join(part))
+		return fmt.Errorf("directory %q: the name is that of a whiteout", join(d.path(), part))
 	}
 	if err := t.count(); err != nil {
 		return err
@@ -172,34 +113,33 @@ func (w *walk) make(part string) error {
 	if err := t.checkRoom(d, part); err != nil {
 		return err
 	}
-	if err := d.touch(); err != nil {
-		return at2err("stat", d.path, err)
+	if _, taken := d.kids[part]; taken {
+		return at("make directory", join(d.path(), part), unix.ENOTDIR) // or the walk had gone into it
 	}
-	mode := uint32(0o755)
-	if d.acl {
-		mode = 0o777 // the list that it inherits takes from it
-	}
-	err := unix.Mkdirat(d.fd, part, mode)
-	if errors.Is(err, unix.EEXIST) {
-		err = unix.ENOTDIR // or resolve had found it
-	}
-	if err != nil {
-		return at2err("make directory", d.join(part), err)
-	}
-	kid, err := t.open(d, part)
-	if err != nil {
-		return at2err("open directory", d.join(part), err)
-	}
-	kid.touched = true // with the time 0
-	w.at = kid
-	if d.acl {
-		return nil
-	}
-	if kid.setgid {
-		mode |= unix.S_ISGID // of the directory above, as the kernel does
-	}
-	if err := unix.Fchmod(kid.fd, mode); err != nil { // whatever the umask
-		return at2err("set mode", kid.path, err)
-	}
+	n := newDir(d, strings.Clone(part), 0o755)
+	n.inherit(d.node)
+	t.put(d, n.name, n)
+	t.mark(d)
+	w.at = n.dir
 	return nil
+}
+
+// inherit gives a new directory what the kernel has it take from the one that it
+// is made in: the group, and the access list that new entries get.
+func (n *inode) inherit(from *inode) {
+	if list, ok := from.attrs[aclDefault]; ok {
+		acl, err := parseACL(list)
+		if err != nil {
+			panic(err) // normalize has parsed it
+		}
+		n.mode = unix.S_IFDIR | acl.restrict(0o777)
+		n.attrs = map[string][]byte{aclDefault: list}
+		if acl.extended() {
+			n.attrs[aclAccess] = acl.bytes()
+		}
+	}
+	if from.mode&unix.S_ISGID != 0 {
+		n.mode |= unix.S_ISGID
+		n.gid = from.gid
+	}
 }

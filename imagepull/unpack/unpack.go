@@ -1,5 +1,8 @@
-// Package unpack applies the layers of an image to a directory, one after the
-// other, bottom first.
+// Package unpack reads the layers of an image and lays them over one another,
+// bottom first, in memory: no name of a layer is ever looked up in a file system.
+// Read takes a layer apart: the content of its files goes to a Writer, in whole
+// blocks, and what it says of them is kept. A Tree puts layers together, and comes
+// out as an EROFS image whose files are on the layers' contents, or as a directory.
 //
 // A layer is a tar stream: PAX, GNU, ustar or V7, sparse files of every GNU
 // kind. What it means is said by the OCI image specification, layer.md; where
@@ -18,6 +21,8 @@
 //   - Extended attributes are those of SCHILY.xattr records. A directory that
 //     stays loses those that it had. security.selinux, system.nfs4_acl and
 //     trusted.overlay.* are left out: they speak of the machine that packed.
+//   - A directory that no layer names gets group, set-group-ID bit and access
+//     lists of the one above it as the kernel would have it.
 //   - Device nodes and FIFOs are made; tar has no sockets.
 //   - Two blocks of zeros end a layer, as does the end of the stream behind one,
 //     where a header could stand, or in the zeros before it; what follows the end
@@ -27,45 +32,46 @@
 // It is stricter than umoci, and refuses: an owner outside 0 to 2^32-2, a device
 // number that Linux has no room for, ".wh." without a name, ".wh.." and
 // ".wh...", a parent whose name begins with ".wh.", more than the kernel's 40
-// links on the way to a name, an attribute that the file system does not take,
+// links on the way to a name, an attribute that Linux or EROFS has no room for,
 // and what exceeds Limits. It takes two things that umoci does not: the sparse
 // files of old GNU tar, and global PAX headers that hold only a comment. And the
 // time of unpacking is nowhere in the tree: umoci gives it to a directory that
 // no layer names, and to the one that holds it.
-//
-// Every system call names one part of a path beneath an open directory and
-// follows no link, so nothing outside the directory is ever reached. It needs
-// the right to change owners.
 package unpack
 
 import (
-	"archive/tar"
-	"context"
-	"errors"
-	"fmt"
-	"hash/maphash"
-	"io"
-	"os"
-
-	"golang.org/x/sys/unix"
+	"math"
+	"sync/atomic"
 )
 
-// Limits bound what one image may do: all layers of a Tree together. A zero
-// field is the default, never without limit.
+// BlockSize is the unit of a layer's content, in bytes.
+const BlockSize = 4096
+
+// Limits bound what one image may do, all layers together. A zero field is the
+// default, never without limit.
 type Limits struct {
 	Bytes   int64 // of all files, holes included, and again of all tar streams; 64 GiB
 	Entries int64 // of the layers, and directories that no layer names; 1,048,576
-	PathLen int   // bytes of a name or link target, as written and as resolved; 4095
-	Depth   int   // directories above one another; 256
+	PathLen int   // bytes of a name or link target, as written and as resolved; 4095, and no more
+	Depth   int   // directories above one another; 256, and no more
 	Ratio   int64 // bytes of tar per byte of blob, where the reader is a Compressed; 1,000
+	Kept    int64 // bytes kept in memory of names, link targets, attributes and holes; 64 MiB
 }
+
+const (
+	pathMax  = 4095 // bytes; PATH_MAX counts a NUL
+	nameMax  = 255  // bytes; NAME_MAX
+	depthMax = 256
+)
 
 func (l Limits) defaults() Limits {
 	set(&l.Bytes, 64<<30)
 	set(&l.Entries, 1<<20)
-	set(&l.PathLen, 4095)
-	set(&l.Depth, 256)
+	set(&l.PathLen, pathMax)
+	set(&l.Depth, depthMax)
 	set(&l.Ratio, 1000)
+	set(&l.Kept, 64<<20)
+	l.PathLen, l.Depth = min(l.PathLen, pathMax), min(l.Depth, depthMax)
 	return l
 }
 
@@ -75,6 +81,49 @@ func set[T int | int64](v *T, to T) {
 	}
 }
 
+// A Budget is what is left of the Limits of one image. Its layers share it, and
+// may be read side by side.
+type Budget struct {
+	limits                       Limits
+	bytes, stream, entries, kept atomic.Int64 // taken so far
+}
+
+// NewBudget returns a budget of which nothing is taken.
+func NewBudget(l Limits) *Budget { return &Budget{limits: l.defaults()} }
+
+// take takes n of what may be most.
+func take(taken *atomic.Int64, n, most int64, what string) error {
+	for {
+		old := taken.Load()
+		if n < 0 || n > most-old {
+			return &LimitError{what, sum(old, n), most}
+		}
+		if taken.CompareAndSwap(old, old+n) {
+			return nil
+		}
+	}
+}
+
+// sum is for messages: it does not overflow.
+func sum(a, b int64) int64 {
+	if b < 0 || a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+const (
+	limitBytes   = "bytes of the files"
+	limitStream  = "bytes of the layers"
+	limitEntries = "entries"
+	limitKept    = "bytes of names, links, attributes and holes"
+)
+
+func (b *Budget) takeBytes(n int64) error  { return take(&b.bytes, n, b.limits.Bytes, limitBytes) }
+func (b *Budget) takeStream(n int64) error { return take(&b.stream, n, b.limits.Bytes, limitStream) }
+func (b *Budget) takeEntry() error         { return take(&b.entries, 1, b.limits.Entries, limitEntries) }
+func (b *Budget) takeKept(n int64) error   { return take(&b.kept, n, b.limits.Kept, limitKept) }
+
 // Stats counts what one layer brought.
 type Stats struct {
 	Entries   int64 // tar entries
@@ -83,163 +132,4 @@ type Stats struct {
 	Dropped   int64 // attributes left out
 	Stream    int64 // bytes read from the layer
 	Trailing  int64 // of these, behind the end mark and not zero
-}
-
-// A Tree is a directory that layers are applied to. It is used by one goroutine
-// at a time, and nobody else writes below the directory meanwhile.
-type Tree struct {
-	limits Limits
-	root   *dir
-	cache  cache
-	memo   memo
-	super  bool // owner of new files is 0:0 without asking
-
-	seed    maphash.Seed
-	layer   int                 // number of the layer, from 1
-	upper   map[uint64]struct{} // names that this layer brought, and the directories above them
-	cleared map[uint64]struct{} // directories that hold nothing of lower layers any more
-
-	entries, bytes, stream int64 // so far, all layers
-	stats                  Stats
-	blocks                 [][]byte // of the read-ahead
-	buf                    []byte
-	err                    error // why the tree is no longer of use
-}
-
-// Open takes dir, which exists, as the root of a tree. An empty one becomes
-// root's, mode 0755, with the time 0; in one that holds lower layers already
-// nothing changes before Apply.
-func Open(dir string, l Limits) (*Tree, error) {
-	fd, err := unix.Open(dir, openFlags&^unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("unpack: %s: %w", dir, err)
-	}
-	t := &Tree{limits: l.defaults(), super: os.Geteuid() == 0 && os.Getegid() == 0, seed: maphash.MakeSeed()}
-	t.root = newDir(nil, "", fd)
-	if err := t.prepare(); err != nil {
-		return nil, errors.Join(fmt.Errorf("unpack: %s: %w", dir, err), t.Close())
-	}
-	t.blocks = makeBlocks()
-	t.buf = make([]byte, blockSize)
-	return t, nil
-}
-
-func (t *Tree) prepare() error {
-	if err := t.root.inspect(); err != nil {
-		return err
-	}
-	empty := true
-	if err := eachName(t.root.fd, func(string) error { empty = false; return nil }); err != nil || !empty {
-		return err
-	}
-	if t.super {
-		if err := unix.Fchown(t.root.fd, 0, 0); err != nil {
-			return err
-		}
-	}
-	t.root.touched, t.root.setgid = true, false
-	return unix.Fchmod(t.root.fd, 0o755)
-}
-
-// Apply unpacks one layer, an uncompressed tar stream, above those before it. It
-// reads layer to its end, so that a reader that checks a digest there has its
-// say. layer is read by a goroutine that is gone when Apply returns; its Read
-// must return once ctx is done. After an error the tree is half a layer: Apply
-// and Finish fail from then on, and the caller removes the directory.
-func (t *Tree) Apply(ctx context.Context, layer io.Reader) (Stats, error) {
-	if t.err != nil {
-		return Stats{}, t.err
-	}
-	t.layer++
-	t.stats = Stats{}
-	t.upper, t.cleared = make(map[uint64]struct{}), make(map[uint64]struct{})
-
-	src := readAhead(ctx, layer, t.blocks, &meter{left: t.limits.Bytes - t.stream, limits: t.limits})
-	err := t.unpack(ctx, src)
-	t.upper, t.cleared = nil, nil
-	t.stats.Stream = src.stop()
-	t.stream += t.stats.Stream
-	if err == nil {
-		err = t.settle(t.root)
-	}
-	if err != nil {
-		t.err = fmt.Errorf("unpack: layer %d: %w", t.layer, err)
-	}
-	return t.stats, t.err
-}
-
-func (t *Tree) unpack(ctx context.Context, src *ahead) error {
-	r := tar.NewReader(src)
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		h, err := r.Next()
-		if err == io.EOF {
-			return t.drain(src)
-		}
-		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // an odd name is no error: it is cleaned
-			return fmt.Errorf("behind entry %d: %w", t.stats.Entries, err)
-		}
-		t.stats.Entries++
-		if err := t.count(); err != nil {
-			return err
-		}
-		if err := t.entry(ctx, h, r); err != nil {
-			return &EntryError{Index: t.stats.Entries, Name: h.Name, Err: t.explain(err, h.Size)}
-		}
-	}
-}
-
-// count takes one entry, or one directory that no entry names, from the limit.
-func (t *Tree) count() error {
-	if t.entries++; t.entries > t.limits.Entries {
-		return &LimitError{"entries", t.entries, t.limits.Entries}
-	}
-	return nil
-}
-
-// drain reads what follows the end mark: zeros of a tar's last record, or what
-// some packers leave there.
-func (t *Tree) drain(src *ahead) error {
-	for {
-		n, err := src.Read(t.buf)
-		for _, b := range t.buf[:n] {
-			if b != 0 {
-				t.stats.Trailing++
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("behind the last entry: %w", err)
-		}
-	}
-}
-
-// Finish gives every directory its time and closes the tree. Nothing is synced:
-// a tree is made again rather than found half there.
-func (t *Tree) Finish() error {
-	if t.err != nil {
-		return t.err
-	}
-	if err := t.settle(t.root); err != nil {
-		return errors.Join(fmt.Errorf("unpack: %w", err), t.Close())
-	}
-	return t.Close()
-}
-
-// Close gives up the tree where Finish is not called. It removes nothing, and
-// does nothing after Finish.
-func (t *Tree) Close() error {
-	if t.root == nil {
-		return nil
-	}
-	t.drop(t.root)
-	t.root = nil
-	if t.err == nil {
-		t.err = errors.New("unpack: the tree is closed")
-	}
-	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,10 +22,9 @@ import (
 
 // brief lists a tree: "d/", "f=content", "l->target", "p|" for a FIFO; "f==a"
 // is a further name of a.
-func brief(t testing.TB, dir string) string {
-	t.Helper()
+func brief(m *made) string {
 	var out []string
-	tree := snapshot(t, dir)
+	tree, inodes := m.show(), m.inodes()
 	for _, name := range slices.Sorted(maps.Keys(tree)) {
 		n := tree[name]
 		switch {
@@ -40,14 +38,27 @@ func brief(t testing.TB, dir string) string {
 		case n.Mode&unix.S_IFMT == unix.S_IFIFO:
 			out = append(out, name+"|")
 		default:
-			data, err := os.ReadFile(filepath.Join(dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			out = append(out, name+"="+string(data))
+			out = append(out, name+"="+string(m.read(inodes[name])))
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+// inodes are those of the tree, by path.
+func (m *made) inodes() map[string]*inode {
+	out := map[string]*inode{}
+	var walk func(path string, n *inode)
+	walk = func(path string, n *inode) {
+		out[path] = n
+		if n.dir == nil {
+			return
+		}
+		for name, e := range n.kids {
+			walk(filepath.Join(path, name), e.inode)
+		}
+	}
+	walk(".", m.tree.root)
+	return out
 }
 
 func layers(l ...[]item) [][]item { return l }
@@ -75,6 +86,7 @@ func TestSemantics(t *testing.T) {
 		{"whiteout before the new entry", layers(lower, []item{wh(".wh.x"), file("x", "2")}), "d/ d/a=1 d/b=1 d/e/ d/e/f=1 s->d x=2"},
 		{"whiteout behind the new entry", layers(lower, []item{file("x", "2"), wh(".wh.x")}), "d/ d/a=1 d/b=1 d/e/ d/e/f=1 s->d x=2"},
 		{"whiteout of a directory that got something", layers(lower, []item{file("d/e/n", "2"), wh(".wh.d")}), "d/ d/e/ d/e/n=2 s->d x=1"},
+		{"whiteout of a directory that got a directory which no entry names", layers(lower, []item{file("d/e/p/q/n", "2"), wh(".wh.d")}), "d/ d/e/ d/e/p/ d/e/p/q/ d/e/p/q/n=2 s->d x=1"},
 		{"whiteout of the own layer's entry has no effect", layers([]item{file("n", "1"), wh(".wh.n")}), "n=1"},
 		{"whiteout of any type", layers(lower, []item{directory("d/.wh.a"), symlink(".wh.x", "y")}), "d/ d/b=1 d/e/ d/e/f=1 s->d"},
 		{"opaque before", layers(lower, []item{wh("d/.wh..wh..opq"), file("d/n", "2")}), "d/ d/n=2 s->d x=1"},
@@ -127,7 +139,7 @@ func TestSemantics(t *testing.T) {
 		{"global comment", layers([]item{{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "pax_global_header", PAXRecords: map[string]string{"comment": "0123"}}}, file("a", "1")}), "a=1"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got := brief(t, mustApply(t, packAll(t, row.layers)...))
+			got := brief(mustApply(t, packAll(t, row.layers)...))
 			if row.want == "" && len(row.layers[0]) > 0 {
 				if !strings.HasPrefix(got, "p/ p/a=2 p/p/ p/p/p/") || !strings.HasSuffix(got, "/p/q=1") {
 					t.Errorf("got %s", got)
@@ -157,8 +169,9 @@ func TestRefused(t *testing.T) {
 		{"name is empty", layers([]item{file("", "")}), "the root of the tree is a directory"},
 		{"parent is a file", layers([]item{file("x", "1"), file("x/y", "2")}), `make directory "x": not a directory`},
 		{"parent is a loop", layers([]item{symlink("x", "y"), symlink("y", "x"), file("x/z", "2")}), "too many levels of symbolic links"},
+		{"parent of a note is a loop", layers([]item{symlink("x", "y"), symlink("y", "x"), file("x/.wh..wh.a", "")}), "too many levels of symbolic links"},
 		{"parent is a link to itself", layers([]item{symlink("x", "x"), file("x/z", "2")}), "too many levels of symbolic links"},
-		{"link without a target", layers([]item{symlink("x", "")}), "no such file or directory"},
+		{"link without a target", layers([]item{symlink("x", "")}), "link without a target"},
 		{"hard link to nothing", layers([]item{hardlink("x", "y")}), `hard link to "y": no such file`},
 		{"hard link to itself", layers([]item{file("x", "1"), hardlink("x", "x")}), `hard link to "x": no such file`},
 		{"hard link to a directory", layers([]item{directory("d"), hardlink("x", "d")}), "operation not permitted"},
@@ -174,15 +187,24 @@ func TestRefused(t *testing.T) {
 		{"major", layers([]item{node(tar.TypeChar, "x", 4096, 0)}), "device 4096:0: want at most 4095:1048575"},
 		{"minor", layers([]item{node(tar.TypeBlock, "x", 0, 1<<20)}), "device 0:1048576"},
 		{"part of a name", layers([]item{file(strings.Repeat("n", 256), "")}), "file name too long"},
+		{"name of a whiteout", layers([]item{file(".wh."+strings.Repeat("n", 256), "")}), "file name too long"},
 		{"part of a directory's name", layers([]item{file(strings.Repeat("n", 256)+"/x", "")}), "file name too long"},
 		{"type", layers([]item{{Header: tar.Header{Typeflag: '7', Name: "x"}}}), "type '7' is not supported"},
 		{"type of a volume", layers([]item{{Header: tar.Header{Typeflag: 'V', Name: "x"}}}), "type 'V' is not supported"},
 		{"global header that renames", layers([]item{{Header: tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "g", PAXRecords: map[string]string{"path": "etc/passwd"}}}, file("a", "")}), `record "path" is not supported`},
 		{"attribute of a link", layers([]item{symlink("x", "y").attr("user.a", "b")}), `set attribute "user.a"`},
+		{"access list of version 1", layers([]item{file("x", "").attr(aclAccess, "\x01\x00\x00\x00")}), "set attribute \"system.posix_acl_access\": invalid argument"},
+		{"default access list of a link", layers([]item{symlink("x", "y").attr(aclDefault, acl)}), "set attribute \"system.posix_acl_default\""},
+		{"attribute without a name", layers([]item{file("x", "").attr("user.", "b")}), `set attribute "user."`},
+		{"attribute with a long name", layers([]item{file("x", "").attr("user."+strings.Repeat("n", 251), "b")}), "out of range"},
+		{"attribute with a long value", layers([]item{file("x", "").attr("user.a", strings.Repeat("n", 1<<16))}), "argument list too long"},
+		{"many attributes", layers([]item{file("x", "").attr("user.a", strings.Repeat("n", 60000)).attr("user.b", strings.Repeat("n", 60000)).attr("user.c", strings.Repeat("n", 60000))}), "180018 bytes of attributes: want at most 131072"},
+		{"capability of revision 1", layers([]item{file("x", "").attr(capability, "\x01\x00\x00\x01"+strings.Repeat("\x00", 8))}), "set attribute \"security.capability\": invalid argument"},
+		{"capability cut off", layers([]item{file("x", "").attr(capability, netRaw[:19])}), "set attribute \"security.capability\": invalid argument"},
 		{"attribute of no class", layers([]item{file("x", "").attr("nothing", "b")}), `set attribute "nothing"`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			err := apply(t.TempDir(), Limits{}, packAll(t, row.layers)...)
+			_, err := apply(Limits{}, packAll(t, row.layers)...)
 			var bad *EntryError
 			if !errors.As(err, &bad) || !strings.Contains(err.Error(), row.want) {
 				t.Fatalf("got %v, want an EntryError with %q", err, row.want)
@@ -216,7 +238,7 @@ func TestLinkChain(t *testing.T) {
 		{"4 long ones", chain(4, winding), true},
 		{"5 long ones", chain(5, winding), false},
 	} {
-		err := apply(t.TempDir(), Limits{}, pack(t, row.items...))
+		_, err := apply(Limits{}, pack(t, row.items...))
 		if row.good && err != nil || !row.good && !errors.Is(err, unix.ELOOP) {
 			t.Errorf("%s: got %v", row.name, err)
 		}
@@ -224,13 +246,10 @@ func TestLinkChain(t *testing.T) {
 }
 
 func TestMetadata(t *testing.T) {
-	needRoot(t)
-	before := unix.Umask(0o077)
-	defer unix.Umask(before)
-	dir := mustApply(t,
+	m := mustApply(t,
 		pack(t,
 			directory("d").perm(0o2775).owned(5, 6).at(100, 1).attr("user.a", "1"),
-			file("d/setuid", "x").perm(0o4755).owned(7, 8).at(1<<33, 999999999).attr("security.capability", capability),
+			file("d/setuid", "x").perm(0o4755).owned(7, 8).at(1<<33, 999999999).attr(capability, netRaw),
 			symlink("d/link", "setuid").owned(9, 10).at(-5, 7),
 			node(tar.TypeChar, "d/null", 1, 3).perm(0o666).attr("trusted.t", "t"),
 			node(tar.TypeBlock, "d/disk", 259, 1<<20-1).owned(0, 6).perm(0o660),
@@ -241,11 +260,11 @@ func TestMetadata(t *testing.T) {
 		pack(t, directory("d").perm(0o700).at(200, 2).attr("user.b", "2"), file("d/new", ""), file("d/.wh.zero", "")),
 		pack(t, file("d/newer", ""), hardlink("d/other", "d/setuid")),
 	)
-	tree := snapshot(t, dir)
-	for name, want := range map[string]inode{
+	tree := m.show()
+	for name, want := range map[string]shown{
 		".":           {Mode: unix.S_IFDIR | 0o755, Links: 4, Time: stamp(0, 0)},
 		"d":           {Mode: unix.S_IFDIR | 0o700, Links: 3, Time: stamp(200, 2), Attrs: map[string]string{"user.b": "2"}},
-		"d/setuid":    {Mode: unix.S_IFREG | 0o4755, UID: 7, GID: 8, Links: 2, Size: 1, Time: stamp(1<<33, 999999999), Attrs: map[string]string{"security.capability": capability}, Digest: "2d711642b726b044", First: "d/other"},
+		"d/setuid":    {Mode: unix.S_IFREG | 0o4755, UID: 7, GID: 8, Links: 2, Size: 1, Time: stamp(1<<33, 999999999), Attrs: map[string]string{capability: netRaw}, Digest: "2d711642b726b044", First: "d/other"},
 		"d/link":      {Mode: unix.S_IFLNK | 0o777, UID: 9, GID: 10, Links: 1, Time: stamp(-5, 7), Target: "setuid", First: "d/link"},
 		"d/null":      {Mode: unix.S_IFCHR | 0o666, Links: 1, Rdev: unix.Mkdev(1, 3), Time: stamp(day.Unix(), 123456789), Attrs: map[string]string{"trusted.t": "t"}, First: "d/null"},
 		"d/disk":      {Mode: unix.S_IFBLK | 0o660, GID: 6, Links: 1, Rdev: unix.Mkdev(259, 1<<20-1), Time: stamp(day.Unix(), 123456789), First: "d/disk"},
@@ -262,6 +281,22 @@ func TestMetadata(t *testing.T) {
 	if tree["d/setuid"].First != tree["d/other"].First {
 		t.Error("d/other is no second name of d/setuid")
 	}
+	t.Run("on disk", func(t *testing.T) {
+		needRoot(t)
+		before := unix.Umask(0o077)
+		defer unix.Umask(before)
+		base, mine := t.TempDir(), t.TempDir()
+		if err := m.extract(mine); err != nil {
+			t.Fatal(err)
+		}
+		same(t, tree, mine)
+		if dir, ok := m.mount(t, base); ok {
+			same(t, tree, dir)
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 // TestSparseByHand has headers as the GNU tar manual describes them.
@@ -275,20 +310,79 @@ func TestSparseByHand(t *testing.T) {
 		}), []byte(body)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := mustApply(t, layer)
-			data, err := os.ReadFile(filepath.Join(dir, "x"))
-			if err != nil {
-				t.Fatal(err)
+			m := mustApply(t, layer)
+			n := m.inodes()["x"]
+			if got, want := string(m.read(n)), strings.Repeat("\x00", 1<<20)+body+strings.Repeat("\x00", 512); got != want {
+				t.Errorf("%d bytes, want %d; or they differ", len(got), len(want))
 			}
-			if want := strings.Repeat("\x00", 1<<20) + body + strings.Repeat("\x00", 512); string(data) != want {
-				t.Errorf("%d bytes, want %d; or they differ", len(data), len(want))
+			if len(m.content[0]) != BlockSize || fmt.Sprint(n.runs) != "[{256 1}]" {
+				t.Errorf("%d bytes of content, runs %v: the hole is filled", len(m.content[0]), n.runs)
 			}
-			var st unix.Stat_t
-			if err := unix.Stat(filepath.Join(dir, "x"), &st); err != nil {
-				t.Fatal(err)
+		})
+	}
+}
+
+// sparseFile is a file with holes as GNU tar packs it for PAX, version 0.1, with data of one byte's repetition.
+func sparseFile(name string, size int, runs ...[2]int) []byte {
+	var text []string
+	var data []byte
+	if len(runs) == 0 {
+		runs = [][2]int{{size, 0}}
+	}
+	for i, r := range runs {
+		text = append(text, fmt.Sprintf("%d,%d", r[0], r[1]))
+		data = append(data, bytes.Repeat([]byte{byte(i + 1)}, r[1])...)
+	}
+	return slices.Concat(paxHeader(fmt.Sprintf("GNU.sparse.size=%d", size), fmt.Sprintf("GNU.sparse.numblocks=%d", len(runs)),
+		"GNU.sparse.map="+strings.Join(text, ","), "GNU.sparse.name="+name), rawHeader("0", '0', len(data), nil), padded(data))
+}
+
+// TestSparseFiles has holes and data at the edges of blocks and pieces, as a tree
+// and as the chunks of the image.
+func TestSparseFiles(t *testing.T) {
+	const k = 1 << 10
+	for _, row := range []struct {
+		name   string
+		size   int
+		runs   [][2]int
+		want   string // runs, in blocks
+		chunk  int    // bytes
+		chunks int
+	}{
+		{"a hole", 1 << 20, nil, "[{256 0}]", 1 << 20, 1},
+		{"a hole of one byte", 1, nil, "[{1 0}]", 4 * k, 1},
+		{"no hole", 8 * k, [][2]int{{0, 8 * k}}, "[{0 2}]", 8 * k, 1},
+		{"data first", 65 * k, [][2]int{{0, 8 * k}}, "[{0 2} {15 0}]", 8 * k, 9},
+		{"data last", 65 * k, [][2]int{{64 * k, k}}, "[{16 1}]", 64 * k, 2},
+		{"data in the middle", 64 * k, [][2]int{{16 * k, 16 * k}}, "[{4 4} {8 0}]", 16 * k, 4},
+		{"two in the middle, odd", 100*k + 1, [][2]int{{5 * k, k}, {28*k - 1, 2}}, "[{1 1} {4 2} {18 0}]", 4 * k, 26},
+		{"a byte at the end", 40*k + 1, [][2]int{{40 * k, 1}}, "[{10 1}]", 8 * k, 6},
+		{"large pieces", 300 << 20, [][2]int{{0, 1}, {200<<20 + 5, 8 * k}, {300<<20 - 1, 1}}, "[{0 2} {51198 4} {25594 2}]", 8 * k, 38400},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			layer := rawTar(sparseFile("x", row.size, row.runs...), rawHeader("y", '0', 1, nil), padded([]byte("y")))
+			m := mustApply(t, layer)
+			x := m.inodes()["x"]
+			want := make([]byte, row.size)
+			for i, r := range row.runs {
+				copy(want[r[0]:], bytes.Repeat([]byte{byte(i + 1)}, r[1]))
 			}
-			if st.Blocks*512 > 64<<10 {
-				t.Errorf("%d bytes on disk: the hole is filled", st.Blocks*512)
+			if !bytes.Equal(m.read(x), want) {
+				t.Error("the content differs")
+			}
+			runs := x.runs
+			if runs == nil {
+				runs = []run{{0, uint32(blockCount(x.size))}}
+			}
+			if got := fmt.Sprint(runs); got != row.want {
+				t.Errorf("runs %s, want %s", got, row.want)
+			}
+			c := (&converter{devices: []int{0}}).chunks(x)
+			if c.Size != row.chunk || len(c.At) != row.chunks {
+				t.Errorf("%d chunks of %d bytes, want %d of %d", len(c.At), c.Size, row.chunks, row.chunk)
+			}
+			if !testing.Short() && os.Geteuid() == 0 && testenv.Tool("umoci") != "" && sameAsUmoci(t, layer) == nil {
+				t.Error("umoci refuses it")
 			}
 		})
 	}
@@ -361,33 +455,26 @@ func TestStream(t *testing.T) {
 		{"a reader that gives nothing", failing{nil}, io.ErrNoProgress, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			dir := t.TempDir()
-			tree, err := Open(dir, Limits{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer tree.Close()
-			s, err := tree.Apply(t.Context(), row.layer)
+			b := NewBudget(Limits{})
+			l, err := Read(t.Context(), row.layer, io.Discard, b)
 			if !errors.Is(err, row.want) {
 				t.Fatalf("got %v, want %v", err, row.want)
 			}
 			if row.want != nil {
-				if ferr := tree.Finish(); ferr == nil {
-					t.Error("Finish took a tree whose layer failed")
-				}
-				if _, aerr := tree.Apply(t.Context(), strings.NewReader("")); aerr == nil {
-					t.Error("Apply took another layer behind one that failed")
+				if l != nil {
+					t.Error("a layer behind an error")
 				}
 				return
 			}
-			if err := tree.Finish(); err != nil {
-				t.Fatal(err)
-			}
-			if row.trail >= 0 && s.Trailing != row.trail || row.trail < 0 && s.Trailing == 0 {
+			if s := l.Stats(); row.trail >= 0 && s.Trailing != row.trail || row.trail < 0 && s.Trailing == 0 {
 				t.Errorf("%d bytes trail, want %d", s.Trailing, row.trail)
 			}
-			if _, err := os.Lstat(filepath.Join(dir, "c")); err == nil {
-				t.Error("an entry behind the end mark was unpacked")
+			tree := NewTree(b)
+			if err := tree.Apply(l); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := tree.root.kids["c"]; ok {
+				t.Error("an entry behind the end mark was taken")
 			}
 		})
 	}
@@ -405,9 +492,8 @@ func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)
 // that fill the block before it.
 func TestCut(t *testing.T) {
 	whole := pack(t, directory("d"), file("d/a", strings.Repeat("1", 600)), file("b", ""))
-	dir := t.TempDir()
 	for n := 0; n < len(whole); n += 11 {
-		err := apply(dir, Limits{}, whole[:n])
+		_, err := apply(Limits{}, whole[:n])
 		var bad *EntryError
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatalf("%d bytes: %v", n, err)
@@ -423,13 +509,8 @@ func TestCut(t *testing.T) {
 
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	tree, err := Open(t.TempDir(), Limits{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tree.Close()
 	time.AfterFunc(50*time.Millisecond, cancel)
-	_, err = tree.Apply(ctx, &repeat{data: pack(t, directory("a"))[:1536]})
+	_, err := Read(ctx, &repeat{data: pack(t, directory("a"))[:1536]}, io.Discard, NewBudget(Limits{}))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
@@ -451,94 +532,95 @@ func (r *repeat) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// TestManyDirectories goes to and fro between more directories than stay open.
-func TestManyDirectories(t *testing.T) {
-	var items []item
-	const count = 3 * cacheDirs
-	for round := range 3 {
-		for n := range count {
-			if round == 0 {
-				items = append(items, directory(fmt.Sprintf("d/%d", n)).at(int64(n), 5))
-			}
-			items = append(items, file(fmt.Sprintf("d/%d/e/%d", n, round), "1"))
+// TestFailedTree has no use for a tree of which half a layer is missing.
+func TestFailedTree(t *testing.T) {
+	b := NewBudget(Limits{})
+	var read []*Layer
+	for _, layer := range packAll(t, layers([]item{file("a", "1")}, []item{file("b", ""), file("a/x", "2")})) {
+		l, err := Read(t.Context(), bytes.NewReader(layer), io.Discard, b)
+		if err != nil {
+			t.Fatal(err)
 		}
+		read = append(read, l)
 	}
-	place, err := os.MkdirTemp(scratch(), "unpack-")
-	if err != nil {
+	tree := NewTree(b)
+	if err := tree.Apply(read[0]); err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(place)
-	tree, err := Open(place, Limits{})
-	if err != nil {
-		t.Fatal(err)
+	want := `unpack: layer 2: entry 2: "a/x": make directory "a": not a directory`
+	if err := tree.Apply(read[1]); err == nil || err.Error() != want {
+		t.Fatalf("got %v, want %s", err, want)
 	}
-	if _, err := tree.Apply(t.Context(), bytes.NewReader(pack(t, items...))); err != nil {
-		t.Fatal(err)
-	}
-	if tree.cache.open > cacheDirs+3 {
-		t.Errorf("%d directories open", tree.cache.open)
-	}
-	dir := fmt.Sprintf("/proc/self/fd/%d", tree.root.fd)
-	got := snapshot(t, dir+"/.")
-	if err := tree.Finish(); err != nil {
-		t.Fatal(err)
-	}
-	if len(got) != 1+1+2*count+3*count {
-		t.Errorf("%d names", len(got))
-	}
-	for n := range count {
-		if got := got[fmt.Sprintf("d/%d", n)].Time; got != stamp(int64(n), 5) {
-			t.Errorf("d/%d: time %s", n, got)
+	for what, err := range map[string]error{
+		"Apply": tree.Apply(read[0]), "Write": tree.Write(io.Discard, [16]byte{1}, []string{""}),
+		"Extract": tree.Extract(t.Context(), t.TempDir(), make([]io.ReaderAt, 2)),
+	} {
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: got %v", what, err)
 		}
-		if got := got[fmt.Sprintf("d/%d/e", n)].Time; got != stamp(0, 0) {
-			t.Errorf("d/%d/e: time %s", n, got)
-		}
-	}
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(fds) > 40 {
-		t.Errorf("%d descriptors stay open", len(fds))
 	}
 }
 
-// TestOpenAgain puts a layer on a tree that was finished before: nothing of what
-// stands there moves.
-func TestOpenAgain(t *testing.T) {
-	dir := mustApply(t, pack(t, directory(".").at(7, 7).perm(0o711), directory("d").at(8, 8), file("d/a", "1"), file("d/b", "1")))
-	if err := apply(dir, Limits{}, pack(t, file("d/.wh.a", ""), file("d/c", "2"))); err != nil {
-		t.Fatal(err)
+// TestSideBySide reads layers at once, on one budget.
+func TestSideBySide(t *testing.T) {
+	const count = 8
+	layer := pack(t, file("a", strings.Repeat("1", 100<<10)), directory("d"), file("d/b", "2"))
+	b := NewBudget(Limits{Entries: 3*count - 1, Bytes: count * 200 << 10})
+	errs := make(chan error)
+	for range count {
+		go func() {
+			_, err := Read(t.Context(), bytes.NewReader(layer), io.Discard, b)
+			errs <- err
+		}()
 	}
-	if got, want := brief(t, dir), "d/ d/b=1 d/c=2"; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	failed := 0
+	for range count {
+		var limit *LimitError
+		if err := <-errs; errors.As(err, &limit) {
+			failed++
+		} else if err != nil {
+			t.Error(err)
+		}
 	}
-	tree := snapshot(t, dir)
-	if tree["."].Time != stamp(7, 7) || tree["."].Mode&0o7777 != 0o711 || tree["d"].Time != stamp(8, 8) {
-		t.Errorf("got %+v and %+v", tree["."], tree["d"])
+	if failed != 1 {
+		t.Errorf("%d layers exceed the limit, want 1", failed)
 	}
 }
 
-// TestMemory has a layer of as many names as the limit lets through.
+// TestMemory has a layer of many names.
 func TestMemory(t *testing.T) {
-	tree, err := Open(t.TempDir(), Limits{})
+	const count = 200_000
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for n := range count {
+		i := file(fmt.Sprintf("usr/share/package-%d/name-of-a-file-%d", n/20, n), "").format(tar.FormatUSTAR)
+		if err := w.WriteHeader(&i.Header); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	b := NewBudget(Limits{})
+	l, err := Read(t.Context(), &buf, io.Discard, b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tree.Close()
-	tree.upper = make(map[uint64]struct{})
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	for n := range tree.limits.Entries {
-		tree.mark(tree.root, strconv.FormatInt(n, 10))
+	read := heap()
+	tree := NewTree(b)
+	if err := tree.Apply(l); err != nil {
+		t.Fatal(err)
 	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	if got := int64(after.HeapAlloc) - int64(before.HeapAlloc); got > 48<<20 {
-		t.Errorf("%d bytes for %d names", got, len(tree.upper))
+	applied := heap()
+	t.Logf("%d bytes a name in the layer, %d in the tree", len(l.records)/count, (applied-read)/count)
+	if each := (applied - read) / count; each > 300 {
+		t.Errorf("%d bytes for each name", each)
 	}
-	if len(tree.upper) != int(tree.limits.Entries) {
-		t.Errorf("%d names collide", int(tree.limits.Entries)-len(tree.upper))
+	if size := len(l.records) / count; size > 64 {
+		t.Errorf("%d bytes for each record", size)
 	}
+	runtime.KeepAlive(tree)
 }

@@ -15,6 +15,8 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
+var errNoName = errors.New("whiteout without a name")
+
 // reserved says whether an entry below parent is a note of a union file system,
 // and refuses one below another whiteout's name.
 func reserved(parent string) (skip bool, err error) {
@@ -32,54 +34,67 @@ func reserved(parent string) (skip bool, err error) {
 	return false, nil
 }
 
+func newWhiteout(parent, base string, s *Stats) (*record, error) {
+	name := strings.TrimPrefix(base, whiteoutPrefix)
+	switch {
+	case name == "" || name == "." || name == "..":
+		return nil, errNoName
+	case base == whiteoutOpaque:
+		s.Whiteouts++
+		return &record{kind: kindOpaque, name: parent}, nil
+	case strings.HasPrefix(base, whiteoutMeta):
+		return &record{kind: kindNote, name: parent}, nil
+	}
+	s.Whiteouts++
+	return &record{kind: kindWhiteout, name: join(parent, name)}, nil
+}
+
 // whiteout removes what lower layers brought. Where the directory is missing it
 // has nothing to do: another whiteout may have been there.
-func (t *Tree) whiteout(parent, base string) error {
-	name := strings.TrimPrefix(base, whiteoutPrefix)
-	if name == "" || name == "." || name == ".." {
-		return errors.New("whiteout without a name")
+func (t *Tree) whiteout(r *record) error {
+	dirName, base := r.name, ""
+	if r.kind == kindWhiteout {
+		dirName, base = split(r.name)
 	}
-	d, err := t.resolve(parent, false)
+	d, err := t.resolve(dirName, false)
 	if err != nil || d == nil {
 		return err
 	}
-	if base != whiteoutOpaque && strings.HasPrefix(base, whiteoutMeta) {
+	switch r.kind {
+	case kindNote:
+		return nil
+	case kindOpaque:
+		t.clear(d)
 		return nil
 	}
-	t.stats.Whiteouts++
-	d.pins++
-	defer func() { d.pins-- }()
-	if base == whiteoutOpaque {
-		return t.clear(d)
+	if len(base) > nameMax {
+		return at("remove", join(d.path(), base), unix.ENAMETOOLONG)
 	}
-	return t.hide(d, name)
+	t.hide(d, base)
+	return nil
 }
 
 // hide removes name from d. What this layer brought stays, and of a directory
 // that holds some of it, this.
-func (t *Tree) hide(d *dir, name string) error {
-	if !t.marked(d, name) {
-		return t.remove(d, name)
-	}
-	kid, err := t.open(d, name)
+func (t *Tree) hide(d *dir, name string) {
+	e, ok := d.kids[name]
 	switch {
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOENT):
-		return nil
-	case err != nil:
-		return at2err("open directory", d.join(name), err)
+	case !ok:
+	case e.layer != t.layer:
+		delete(d.kids, name)
+	case e.dir != nil:
+		t.clear(e.dir)
 	}
-	return t.clear(kid)
 }
 
 // clear removes what lower layers brought into d. That is done once a layer:
 // what comes later is this layer's own.
-func (t *Tree) clear(d *dir) error {
-	key := t.hash(d.path, "")
-	if _, ok := t.cleared[key]; ok {
-		return nil
+func (t *Tree) clear(d *dir) {
+	if d.cleared == t.layer {
+		return
 	}
-	t.cleared[key] = struct{}{}
-	d.pins++
-	defer func() { d.pins-- }()
-	return eachName(d.fd, func(name string) error { return t.hide(d, name) })
+	d.cleared = t.layer
+	for name := range d.kids {
+		t.hide(d, name)
+	}
 }

@@ -11,7 +11,7 @@ import (
 // block to block.
 type dirent struct {
 	name string
-	nid  func() uint64 // known once inodes have their places
+	to   *node
 	kind uint8
 }
 
@@ -51,7 +51,7 @@ func dirBlock(block []dirent) []byte {
 	b := make([]byte, 0, BlockSize)
 	name := len(block) * direntSize
 	for _, d := range block {
-		b = binary.LittleEndian.AppendUint64(b, d.nid())
+		b = binary.LittleEndian.AppendUint64(b, d.to.slot)
 		b = binary.LittleEndian.AppendUint16(b, uint16(name))
 		b = append(b, d.kind, 0)
 		name += len(d.name)

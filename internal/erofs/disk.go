@@ -19,8 +19,9 @@ const (
 
 	deviceSlotSize = 128
 	deviceOffset   = superOffset + 128 // of the first slot
-	maxDevices     = (BlockSize - deviceOffset) / deviceSlotSize
-	maxChunkBits   = 31 // of five bits in an inode
+	maxDevices     = 1023              // our own bound; 16 bits count them
+	maxChunkBits   = 31                // of five bits in an inode
+	noBlock        = math.MaxUint32    // of a chunk that is a hole
 )
 
 type superblock struct {
@@ -57,18 +58,24 @@ type deviceSlot struct {
 	_      [56]byte
 }
 
-// The first block of an image.
-func (s *superblock) block(devices []Device) []byte {
-	b := make([]byte, superOffset, BlockSize)
+// headBlocks is how many blocks the superblock and the slots of devices take.
+func headBlocks(devices int) uint64 {
+	return uint64(deviceOffset+devices*deviceSlotSize+BlockSize-1) / BlockSize
+}
+
+// The first blocks of an image. The checksum covers only the first one.
+func (s *superblock) head(devices []Device) []byte {
+	size := int(headBlocks(len(devices))) * BlockSize
+	b := make([]byte, superOffset, size)
 	b = appendLE(b, s)
 	for _, d := range devices {
 		slot := deviceSlot{Blocks: d.Blocks}
 		copy(slot.Tag[:], d.Tag)
 		b = appendLE(b, &slot)
 	}
-	b = b[:BlockSize]
+	b = b[:size]
 	const checksum = superOffset + 4
-	sum := crc32.Checksum(b[superOffset:], crc32.MakeTable(crc32.Castagnoli))
+	sum := crc32.Checksum(b[superOffset:BlockSize], crc32.MakeTable(crc32.Castagnoli))
 	binary.LittleEndian.PutUint32(b[checksum:], ^sum)
 	return b
 }
@@ -101,12 +108,13 @@ type inodeHeader struct {
 	u        uint32 // first block, device number or chunk format
 	ino      uint32
 	uid, gid uint32
-	mtime    uint64
+	mtime    Time
+	dated    bool // mtime is not the epoch
 }
 
 // compact tells whether the short form has room for it.
 func (h *inodeHeader) compact() bool {
-	return h.nlink <= math.MaxUint16 && h.size <= math.MaxUint32 && h.uid <= math.MaxUint16 && h.gid <= math.MaxUint16
+	return !h.dated && h.nlink <= math.MaxUint16 && h.size <= math.MaxUint32 && h.uid <= math.MaxUint16 && h.gid <= math.MaxUint16
 }
 
 const (
@@ -150,7 +158,8 @@ func (h *inodeHeader) bytes() []byte {
 		_                       [16]byte
 	}{
 		Format: h.layout<<1 | 1, Xattrs: h.xattrCount(), Mode: h.mode,
-		Size: h.size, U: h.u, Ino: h.ino, UID: h.uid, GID: h.gid, Mtime: h.mtime, Nlink: h.nlink,
+		Size: h.size, U: h.u, Ino: h.ino, UID: h.uid, GID: h.gid,
+		Mtime: uint64(h.mtime.Sec), MtimeNsec: h.mtime.Nsec, Nlink: h.nlink,
 	})
 }
 

@@ -1,6 +1,6 @@
 // Package erofs writes read-only EROFS images, uncompressed. Equal trees and
-// parameters give equal bytes: every time is the epoch, and the order is that of
-// the paths.
+// parameters give equal bytes: a time is the epoch or what the caller says, and the
+// order is that of the paths.
 //
 // Document: Linux, Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h.
 //
@@ -27,7 +27,7 @@ const (
 // Params decide the image besides the tree.
 type Params struct {
 	UUID  [16]byte // must not be zero
-	Epoch int64    // modification time of everything, seconds since 1970
+	Epoch int64    // modification time of everything that has no other, seconds since 1970
 	Label string   // at most 16 bytes
 
 	// Devices are images beside this one that Outside refers to, in the order in
@@ -36,6 +36,14 @@ type Params struct {
 	// Outside says for files, by their paths, where on Devices their content is.
 	// Their Content counts for its size alone.
 	Outside map[string]Chunks
+	// Times are modification times other than Epoch, by path.
+	Times map[string]Time
+}
+
+// A Time is seconds since 1970, or before, and nanoseconds.
+type Time struct {
+	Sec  int64
+	Nsec uint32
 }
 
 // Device is an image that files of this one have content in.
@@ -53,9 +61,12 @@ type Chunks struct {
 
 // Chunk is where a piece begins.
 type Chunk struct {
-	Device int // index in Params.Devices
+	Device int // index in Params.Devices, or Hole
 	Block  uint32
 }
+
+// Hole is the device of a chunk of zeros, which is nowhere.
+const Hole = -1
 
 func (p *Params) check() error {
 	switch {
@@ -85,6 +96,9 @@ func (c *Chunks) check(size int64, devices []Device) error {
 		return fmt.Errorf("%d chunks of %d bytes for %d bytes: want %d", len(c.At), c.Size, size, want)
 	}
 	for i, at := range c.At {
+		if at == (Chunk{Device: Hole}) {
+			continue
+		}
 		if at.Device < 0 || at.Device >= len(devices) {
 			return fmt.Errorf("chunk %d: device %d: want less than %d", i, at.Device, len(devices))
 		}

@@ -10,16 +10,20 @@ import (
 
 // A node is one inode.
 type node struct {
-	entry *tree.Entry
+	path string // for errors
 	inodeHeader
-	attrs  []byte     // extended attributes
-	chunks *Chunks    // of a file whose content is elsewhere
-	blocks [][]dirent // of a directory
-	tail   []byte     // content behind the inode; of a file it comes when the file is copied
-	inline int        // length of tail
-	slot   uint64     // where the inode is: nid
-	same   *node      // file with the same content, whose blocks this one shares
+	attrs   []byte     // extended attributes
+	content *tree.Blob // of a file whose content is in the image
+	chunks  Chunks     // of a file whose content is elsewhere
+	blocks  [][]dirent // of a directory
+	tail    []byte     // content behind the inode; of a file it comes when the file is copied
+	inline  int        // length of tail
+	slot    uint64     // where the inode is: nid
+	same    *node      // file with the same content, whose blocks this one shares
 }
+
+// kind is the type bits of the mode.
+func (n *node) kind() uint32 { return uint32(n.mode) & tree.TypeMask }
 
 // dataBlocks is how many blocks the node has outside the inode area.
 func (n *node) dataBlocks() uint64 {
@@ -51,45 +55,47 @@ func (n *node) footprint() int {
 // image is a tree with a place for everything.
 type image struct {
 	Params
-	nodes  []*node // in the order of the tree; the first is the root
-	inodes *area
-	meta   uint64 // first block of the inode area
-	blocks uint64 // of the image
+	nodes   []*node // in the order of the tree; the first is the root
+	chunked bool    // some file has chunks
+	inodes  *area
+	meta    uint64 // first block of the inode area
+	blocks  uint64 // of the image
 }
 
-// lay gives everything its place. Entries are normalised.
-func lay(entries []tree.Entry, p Params) (*image, error) {
-	im := &image{Params: p, inodes: newArea()}
-	if err := im.addNodes(entries); err != nil {
-		return nil, err
-	}
-	if err := im.place(); err != nil {
-		return nil, err
-	}
-	return im, nil
-}
-
-// addNodes makes the inodes, and the entries of directories.
-func (im *image) addNodes(entries []tree.Entry) error {
+// addEntries makes the inodes, and the entries of directories. Entries are
+// normalised.
+func (im *image) addEntries(entries []tree.Entry) error {
 	at := map[string]*node{}
-	used := 0
+	outside, dated := 0, 0
 	for i := range entries {
 		e := &entries[i]
 		if e.Link != "" {
 			continue // it may come before the entry that it names
 		}
-		n, err := im.node(e)
-		if err != nil {
-			return fmt.Errorf("erofs: %s: %w", e.Path, err)
+		x := Node{
+			Mode: e.Mode, UID: e.UID, GID: e.GID, Major: e.Major, Minor: e.Minor, Target: e.Target,
+			Xattrs: e.Xattrs, Size: e.Content.Size, Time: Time{Sec: im.Epoch},
 		}
-		if n.chunks != nil {
-			used++
+		content := &e.Content
+		if c, ok := im.Outside[e.Path]; ok && e.Type() == tree.TypeFile {
+			x.Chunks, content = c, nil
+			outside++
+		}
+		if t, ok := im.Times[e.Path]; ok {
+			x.Time = t
+			dated++
+		}
+		n, err := im.add(e.Path, &x, content)
+		if err != nil {
+			return err
 		}
 		at[e.Path] = n
-		im.nodes = append(im.nodes, n)
 	}
-	if used != len(im.Outside) {
-		return fmt.Errorf("erofs: %d of the files whose content is outside are not in the tree", len(im.Outside)-used)
+	if outside != len(im.Outside) {
+		return fmt.Errorf("erofs: %d of the files whose content is outside are not in the tree", len(im.Outside)-outside)
+	}
+	if dated != len(im.Times) {
+		return fmt.Errorf("erofs: %d of the files that have times are not in the tree", len(im.Times)-dated)
 	}
 	return im.link(entries, at)
 }
@@ -104,10 +110,10 @@ type contentKey struct {
 
 // twin returns the node, among those with places, that has the same content.
 func (n *node) twin(placed map[contentKey]*node) *node {
-	k := contentKey{n.entry.Content.Digest, n.size, n.inline}
-	if n.entry.Type() != tree.TypeFile || n.layout == chunkBased || k.digest == [32]byte{} {
+	if n.content == nil || n.content.Digest == [32]byte{} {
 		return nil
 	}
+	k := contentKey{n.content.Digest, n.size, n.inline}
 	twin := placed[k]
 	if twin == nil {
 		placed[k] = n
@@ -115,47 +121,63 @@ func (n *node) twin(placed map[contentKey]*node) *node {
 	return twin
 }
 
-func (im *image) node(e *tree.Entry) (*node, error) {
-	attrs, err := xattrs(e.Xattrs)
-	if err != nil {
-		return nil, err
-	}
-	n := &node{entry: e, attrs: attrs, inodeHeader: inodeHeader{
-		xattrs: len(attrs), mode: uint16(e.Mode), nlink: 1,
-		ino: uint32(len(im.nodes) + 1), uid: e.UID, gid: e.GID, mtime: uint64(im.Epoch),
+// add makes one inode. A regular file has content or chunks.
+func (im *image) add(path string, x *Node, content *tree.Blob) (*node, error) {
+	n := &node{path: path, inodeHeader: inodeHeader{
+		mode: uint16(x.Mode), nlink: 1, ino: uint32(len(im.nodes) + 1), uid: x.UID, gid: x.GID,
+		mtime: x.Time, dated: x.Time != Time{Sec: im.Epoch},
 	}}
-	switch e.Type() {
-	case tree.TypeFile:
-		return n, im.file(n)
-	case tree.TypeSymlink:
-		if len(e.Target) >= BlockSize {
-			return nil, fmt.Errorf("link target of %d bytes: want less than %d", len(e.Target), BlockSize)
-		}
-		n.size, n.tail = uint64(len(e.Target)), []byte(e.Target)
-	case tree.TypeCharDev, tree.TypeBlkDev:
-		if e.Major > 0xfff || e.Minor > 0xfffff {
-			return nil, fmt.Errorf("device %d:%d: want at most 4095:1048575", e.Major, e.Minor)
-		}
-		n.u = device(e.Major, e.Minor)
+	err := im.describe(n, x, content)
+	if err != nil {
+		return nil, fmt.Errorf("erofs: %s: %w", path, err)
 	}
+	im.nodes = append(im.nodes, n)
 	return n, nil
 }
 
-func (im *image) file(n *node) error {
-	if n.entry.Content.Size < 0 {
-		return fmt.Errorf("size %d", n.entry.Content.Size)
+func (im *image) describe(n *node, x *Node, content *tree.Blob) (err error) {
+	if x.Time.Nsec >= 1e9 {
+		return fmt.Errorf("time has %d nanoseconds", x.Time.Nsec)
 	}
-	n.size = uint64(n.entry.Content.Size)
-	c, ok := im.Outside[n.entry.Path]
-	if !ok {
-		return nil
-	}
-	if err := c.check(int64(n.size), im.Devices); err != nil {
+	if n.attrs, err = xattrs(x.Xattrs); err != nil {
 		return err
 	}
-	n.chunks, n.layout = &c, chunkBased
+	n.xattrs = len(n.attrs)
+	switch n.kind() {
+	case tree.TypeFile:
+		return im.file(n, x, content)
+	case tree.TypeSymlink:
+		if len(x.Target) == 0 || len(x.Target) >= BlockSize {
+			return fmt.Errorf("link target of %d bytes: want 1 to %d", len(x.Target), BlockSize-1)
+		}
+		n.size, n.tail = uint64(len(x.Target)), []byte(x.Target)
+	case tree.TypeCharDev, tree.TypeBlkDev:
+		if x.Major > 0xfff || x.Minor > 0xfffff {
+			return fmt.Errorf("device %d:%d: want at most 4095:1048575", x.Major, x.Minor)
+		}
+		n.u = device(x.Major, x.Minor)
+	}
+	return nil
+}
+
+func (im *image) file(n *node, x *Node, content *tree.Blob) error {
+	if x.Size < 0 {
+		return fmt.Errorf("size %d", x.Size)
+	}
+	n.size = uint64(x.Size)
+	if content != nil {
+		n.content = content
+		return nil
+	}
+	if x.Size == 0 && len(x.Chunks.At) == 0 {
+		return nil
+	}
+	if err := x.Chunks.check(x.Size, im.Devices); err != nil {
+		return err
+	}
+	n.chunks, n.layout, im.chunked = x.Chunks, chunkBased, true
 	n.u = chunkIndexes
-	for size := BlockSize; size < c.Size; size *= 2 {
+	for size := BlockSize; size < x.Chunks.Size; size *= 2 {
 		n.u++
 	}
 	return nil
@@ -186,29 +208,31 @@ func (im *image) link(entries []tree.Entry, at map[string]*node) error {
 		}
 		dir := at[path.Dir(e.Path)]
 		children[dir] = append(children[dir], n.dirent(base))
-		if n.entry.Type() == tree.TypeDir {
+		if n.kind() == tree.TypeDir {
 			dir.nlink++
 		}
 	}
 	for _, n := range im.nodes {
-		if n.entry.Type() != tree.TypeDir {
-			continue
+		if n.kind() == tree.TypeDir {
+			n.hold(children[n], at[path.Dir(n.path)])
 		}
-		n.nlink++ // its own "."
-		n.blocks = dirBlocks(append(children[n], n.dirent("."), at[path.Dir(n.entry.Path)].dirent("..")))
-		n.size = uint64(dirSize(n.blocks))
 	}
 	return nil
 }
 
-func (n *node) dirent(name string) dirent {
-	return dirent{name, func() uint64 { return n.slot }, fileTypes[n.entry.Type()]}
+// hold gives a directory its entries.
+func (n *node) hold(children []dirent, parent *node) {
+	n.nlink++ // its own "."
+	n.blocks = dirBlocks(append(children, n.dirent("."), parent.dirent("..")))
+	n.size = uint64(dirSize(n.blocks))
 }
+
+func (n *node) dirent(name string) dirent { return dirent{name, n, fileTypes[n.kind()]} }
 
 // place lays out blocks and inodes. The root comes first, as the superblock has
 // only 16 bits for its nid.
 func (im *image) place() error {
-	next := uint64(1)
+	next := headBlocks(len(im.Devices))
 	placed := map[contentKey]*node{}
 	for _, n := range im.nodes {
 		n.setInline()
@@ -238,7 +262,7 @@ func (n *node) setInline() {
 	if n.layout == chunkBased || rest == 0 || n.length()+n.xattrs+rest > BlockSize {
 		return
 	}
-	switch n.entry.Type() {
+	switch n.kind() {
 	case tree.TypeFile, tree.TypeDir, tree.TypeSymlink:
 		n.layout, n.inline = flatInline, rest
 	}

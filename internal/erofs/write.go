@@ -21,8 +21,16 @@ func Write(w io.Writer, entries []tree.Entry, p Params) error {
 	if len(entries) == 0 {
 		entries = []tree.Entry{tree.Dir(".", 0o755)}
 	}
-	im, err := lay(entries, p)
-	if err != nil {
+	im := &image{Params: p, inodes: newArea()}
+	if err := im.addEntries(entries); err != nil {
+		return err
+	}
+	return im.finish(w)
+}
+
+// finish writes the image, when it has its nodes.
+func (im *image) finish(w io.Writer) error {
+	if err := im.place(); err != nil {
 		return err
 	}
 	out := &writer{w: w, buf: make([]byte, 1<<20)}
@@ -33,12 +41,12 @@ func Write(w io.Writer, entries []tree.Entry, p Params) error {
 }
 
 func (im *image) write(w *writer) error {
-	if err := w.put(im.superblock().block(im.Devices)); err != nil {
+	if err := w.put(im.superblock().head(im.Devices)); err != nil {
 		return err
 	}
 	for _, n := range im.nodes {
 		if err := im.content(w, n); err != nil {
-			return fmt.Errorf("%s: %w", n.entry.Path, err)
+			return fmt.Errorf("%s: %w", n.path, err)
 		}
 	}
 	for _, n := range im.nodes {
@@ -63,7 +71,7 @@ func (im *image) superblock() *superblock {
 		s.Incompat |= incompatDeviceTable
 		s.Devices, s.DeviceSlot = uint16(len(im.Devices)), deviceOffset/deviceSlotSize
 	}
-	if len(im.Outside) > 0 {
+	if im.chunked {
 		s.Incompat |= incompatChunks
 	}
 	return s
@@ -74,9 +82,9 @@ func (im *image) content(w *writer, n *node) error {
 	switch {
 	case n.blocks != nil:
 		return n.directory(w)
-	case n.entry.Type() == tree.TypeFile && n.chunks == nil && n.size > 0:
+	case n.content != nil && n.size > 0:
 		return n.copy(w)
-	case n.entry.Type() == tree.TypeSymlink && n.inline == 0: // long attributes leave no room
+	case n.kind() == tree.TypeSymlink && n.inline == 0: // long attributes leave no room
 		target := n.tail
 		n.tail = nil
 		return w.padded(target)
@@ -104,7 +112,7 @@ func (n *node) copy(w *writer) error {
 		n.tail = n.same.tail
 		return nil
 	}
-	r, err := n.entry.Content.Open()
+	r, err := n.content.Open()
 	if err != nil {
 		return err
 	}
@@ -133,9 +141,13 @@ func (im *image) inode(n *node) {
 	off, _ := n.indexes()
 	var b []byte
 	for _, c := range n.chunks.At {
+		block := c.Block
+		if c.Device == Hole {
+			block = noBlock
+		}
 		b = binary.LittleEndian.AppendUint16(b, 0)
 		b = binary.LittleEndian.AppendUint16(b, uint16(c.Device+1)) // 0 is this image
-		b = binary.LittleEndian.AppendUint32(b, c.Block)
+		b = binary.LittleEndian.AppendUint32(b, block)
 	}
 	im.inodes.write(n.slot, off, b)
 }

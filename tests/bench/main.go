@@ -1,7 +1,7 @@
 // Command bench prints how long plinth takes on two processors, and how much
 // memory, beside the targets. Processor time is there for a machine that does
 // other work too. Run it with "make bench"; it fetches packages once. With the
-// argument "launch" or "root" it measures only that, which needs no network.
+// argument "launch", "root" or "image" it measures only that, which needs no network.
 package main
 
 import (
@@ -38,6 +38,10 @@ func run() error {
 			return readFile(args)
 		case erofsCommand:
 			return makeEROFS(args)
+		case drainCommand:
+			return drainImage(args)
+		case layoutCommand:
+			return makeLayout(args)
 		}
 	}
 	plinth, err := filepath.Abs("bin/plinth")
@@ -52,6 +56,9 @@ func run() error {
 	b := &bench{plinth: plinth, dir: dir}
 	fmt.Printf("%s/%s, %d processors of which 2 are used\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 	only := strings.Join(os.Args[1:], " ")
+	if only == "image" {
+		return b.images()
+	}
 	if only != "root" {
 		if err := b.launch(); err != nil {
 			return err
@@ -61,6 +68,9 @@ func run() error {
 		return nil
 	}
 	if err := b.root(); err != nil || only == "root" {
+		return err
+	}
+	if err := b.images(); err != nil {
 		return err
 	}
 	if err := b.fetch(); err != nil {
