@@ -15,7 +15,10 @@ func (c *Config) check() error {
 	if c.Schema != Schema {
 		return fmt.Errorf("schema is %d, want %d", c.Schema, Schema)
 	}
-	for _, f := range []func() error{c.checkCmdline, c.checkModules, c.checkTPM, c.checkPhases, c.checkServices, c.checkExtra, c.checkDebug} {
+	for _, f := range []func() error{
+		c.checkCmdline, c.checkModules, c.checkTPM, c.checkPhases, c.checkServices, c.checkExtra, c.checkDebug,
+		c.checkWorkloads, c.checkNetwork, c.checkStorage, c.checkEvents, c.checkTestKeys,
+	} {
 		if err := f(); err != nil {
 			return err
 		}

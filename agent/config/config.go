@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/plinth-os/plinth/internal/strictjson"
+	"github.com/plinth-os/plinth/workload"
 )
 
 // Path is where the document lies in the guest.
@@ -68,6 +69,38 @@ type Config struct {
 	Debug     bool              `json:"debug,omitempty"`      // report what is wrong and go on
 	Shell     string            `json:"shell,omitempty"`      // program for the console; debug only
 	OnFailure string            `json:"on_failure,omitempty"` // PowerOff (also when empty), Reboot or Halt
+
+	// What containers need. Whether there are any, and by which document, the
+	// command line says: workload.Argument.
+	Workloads *workload.Config  `json:"workloads,omitempty"` // of workload.FromImage
+	Network   *Network          `json:"network,omitempty"`   // nil: loopback alone
+	Storage   *Storage          `json:"storage,omitempty"`   // of images; nil where there are no workloads
+	Events    *Events           `json:"events,omitempty"`    // where workloads are measured; nil: nowhere
+	Epoch     int64             `json:"epoch,omitempty"`     // the clock never shows less, seconds since 1970
+	TestKeys  map[string][]byte `json:"test_keys,omitempty"` // by "kbs:///repository/type/tag", until a broker has them; debug only
+}
+
+// Network is how the guest's one network interface is set up.
+type Network struct {
+	DHCP bool `json:"dhcp,omitempty"` // DHCPv4, and of IPv6 what routers announce; excludes what follows
+
+	Addresses []string `json:"addresses,omitempty"` // CIDR
+	Gateways  []string `json:"gateways,omitempty"`  // at most one of each family
+	DNS       []string `json:"dns,omitempty"`       // addresses; with DHCP, in the place of the lease's
+	MTU       int      `json:"mtu,omitempty"`
+}
+
+// Storage is where images are kept until the guest stops: exactly one of the two.
+type Storage struct {
+	MemoryMiB int    `json:"memory_mib,omitempty"` // at most so much memory
+	Disk      string `json:"disk,omitempty"`       // serial number of a virtio disk, which is encrypted with a random key
+}
+
+// Events says in which register of the TPM workloads are measured, besides RTMR 3
+// where the platform has that.
+type Events struct {
+	PCR   int  `json:"pcr"`
+	PCR23 bool `json:"pcr_23,omitempty"` // a copy where other tools look for it; whoever reaches the TPM can reset it
 }
 
 // A Module is a kernel module, decompressed.
