@@ -8,10 +8,12 @@ package dm
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +26,15 @@ const SectorSize = 512
 type Target struct {
 	Start, Length uint64 // sectors
 	Type          string // "verity"
-	Params        string // in the words of the target
+	Params        string // in the words of the target; keyMark in the place of each key
+
+	// The keys, in order. They are in no string, because those cannot be cleared. A
+	// pointer, so that targets can be compared.
+	keys *[][]byte
 }
+
+// keyMark stands for a key in Params. No word of a target looks like it.
+const keyMark = "<key>"
 
 // Device is a device that was created.
 type Device struct {
@@ -35,6 +44,9 @@ type Device struct {
 
 // Path is where devtmpfs shows the device.
 func (d Device) Path() string { return fmt.Sprintf("/dev/dm-%d", d.Minor) }
+
+// Number is how a table names the device.
+func (d Device) Number() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
 
 // Control is the kernel's device-mapper.
 type Control struct {
@@ -59,56 +71,103 @@ func (c *Control) Close() error { return c.f.Close() }
 // Create makes a read-only device with a table and starts it. When a step fails
 // nothing stays behind.
 func (c *Control) Create(name, uuid string, table []Target) (Device, error) {
-	h := header{flags: flagReadOnly}
-	if err := h.name(name, uuid); err != nil {
-		return Device{}, err
-	}
-	created, err := c.do("create", cmdCreate, h, nil)
-	if err != nil {
-		return Device{}, err
-	}
-	if err := c.start(h, table); err != nil {
-		return Device{}, errors.Join(err, c.Remove(name))
-	}
-	dev := binary.LittleEndian.Uint64(created[offDev:])
-	return Device{Name: name, Major: unix.Major(dev), Minor: unix.Minor(dev)}, nil
+	return c.create(header{flags: flagReadOnly}, name, uuid, table, nil)
 }
 
-// start loads the table and resumes the device.
-func (c *Control) start(h header, table []Target) error {
-	specs, err := encode(table)
+// CreateWritable is Create for a device that is written to. Unless check is nil it
+// sees the table as the kernel understood it, before the device is started; its
+// error is returned.
+func (c *Control) CreateWritable(name, uuid string, table []Target, check func(loaded []Target) error) (Device, error) {
+	return c.create(header{}, name, uuid, table, check)
+}
+
+func (c *Control) create(h header, name, uuid string, table []Target, check func([]Target) error) (Device, error) {
+	d, err := c.load(&h, name, uuid, table)
 	if err != nil {
-		return err
+		return Device{}, err
 	}
-	h.targets = len(table)
-	if _, err := c.do("load table", cmdTableLoad, h, specs); err != nil {
-		return err
+	if err := c.start(h, table, check); err != nil {
+		return Device{}, errors.Join(err, c.Remove(name))
 	}
-	h.targets = 0
-	_, err = c.do("resume", cmdSuspend, h, nil)
+	return d, nil
+}
+
+// start resumes a device whose table was loaded.
+func (c *Control) start(h header, table []Target, check func([]Target) error) error {
+	if check != nil {
+		loaded, err := c.status(h.dev, flagStatusTable|flagInactive, table)
+		if err != nil {
+			return err
+		}
+		if err := check(loaded); err != nil {
+			return err
+		}
+	}
+	_, err := c.do("resume", cmdSuspend, h, nil)
 	return err
 }
 
+// Try loads a table, returns what each target has to say of itself, in Params, and
+// removes the device again. It is never started.
+func (c *Control) Try(name string, table []Target) ([]Target, error) {
+	var h header
+	if _, err := c.load(&h, name, "", table); err != nil {
+		return nil, err
+	}
+	out, err := c.status(name, flagInactive, table)
+	return out, errors.Join(err, c.Remove(name))
+}
+
+// load makes a device and loads its table. When that fails nothing stays behind.
+func (c *Control) load(h *header, name, uuid string, table []Target) (Device, error) {
+	if err := h.name(name, uuid); err != nil {
+		return Device{}, err
+	}
+	specs, err := encode(table)
+	if err != nil {
+		return Device{}, err
+	}
+	defer clear(specs)
+	created, err := c.do("create", cmdCreate, *h, nil)
+	if err != nil {
+		return Device{}, err
+	}
+	dev := binary.LittleEndian.Uint64(created[offDev:])
+	with := *h
+	with.targets = len(table)
+	with.flags |= flagSecureData
+	loaded, err := c.do("load table", cmdTableLoad, with, specs)
+	clear(loaded)
+	if err != nil {
+		return Device{}, errors.Join(err, c.Remove(name))
+	}
+	return Device{Name: name, Major: unix.Major(dev), Minor: unix.Minor(dev)}, nil
+}
+
 // Table returns the table that the kernel uses.
-func (c *Control) Table(name string) ([]Target, error) { return c.status(name, flagStatusTable) }
+func (c *Control) Table(name string) ([]Target, error) {
+	return c.status(name, flagStatusTable, nil)
+}
 
 // Status returns a line for each target on how it fares, in Params.
-func (c *Control) Status(name string) ([]Target, error) { return c.status(name, 0) }
+func (c *Control) Status(name string) ([]Target, error) { return c.status(name, 0, nil) }
 
-func (c *Control) status(name string, flags uint32) ([]Target, error) {
-	h := header{flags: flags}
+// status asks for a device's status. The keys of known are not in what it returns.
+func (c *Control) status(name string, flags uint32, known []Target) ([]Target, error) {
+	h := header{flags: flags | flagSecureData}
 	if err := h.name(name, ""); err != nil {
 		return nil, err
 	}
 	const room = 64 << 10
 	out, err := c.do("status", cmdTableStatus, h, make([]byte, room))
+	defer clear(out)
 	if err != nil {
 		return nil, err
 	}
 	if binary.LittleEndian.Uint32(out[offFlags:])&flagBufferFull != 0 {
 		return nil, fmt.Errorf("dm: status: %s: more than %d bytes", name, room)
 	}
-	return decode(out[headerSize:], int(binary.LittleEndian.Uint32(out[offTargets:])))
+	return decode(out[headerSize:], int(binary.LittleEndian.Uint32(out[offTargets:])), known)
 }
 
 // Remove removes a device that nothing uses.
@@ -126,6 +185,7 @@ func (c *Control) do(what string, command uint32, h header, payload []byte) ([]b
 	buf := h.bytes(len(payload))
 	copy(buf[headerSize:], payload)
 	if err := c.ioctl(command, buf); err != nil {
+		clear(buf)
 		return nil, fmt.Errorf("dm: %s: %s: %w", what, h.device(), err)
 	}
 	return buf, nil
@@ -154,6 +214,8 @@ const (
 	flagReadOnly    = 1 << 0
 	flagStatusTable = 1 << 4
 	flagBufferFull  = 1 << 8
+	flagInactive    = 1 << 12 // of the table that was loaded last, started or not
+	flagSecureData  = 1 << 15 // the kernel clears its copies: there are keys in it
 )
 
 // Layout of struct dm_ioctl, little-endian.
@@ -219,28 +281,88 @@ const (
 	specSize   = specType + typeSize
 )
 
+// encode lays out a table. The caller clears it: it may hold keys.
 func encode(table []Target) ([]byte, error) {
 	if len(table) == 0 {
 		return nil, errors.New("dm: empty table")
 	}
-	var out []byte
-	for _, t := range table {
-		if len(t.Type) >= typeSize || t.Type == "" || bytes.IndexByte([]byte(t.Type+t.Params), 0) >= 0 {
-			return nil, fmt.Errorf("dm: target %q: %q: malformed", t.Type, t.Params)
+	size := 0
+	for i := range table {
+		if err := table[i].check(); err != nil {
+			return nil, err
 		}
-		b := make([]byte, (specSize+len(t.Params)+1+7)&^7)
+		size += table[i].size()
+	}
+	out := make([]byte, size) // at once, so that no copy of a key is left
+	rest := out
+	for i := range table {
+		t := &table[i]
+		b := rest[:t.size()]
+		rest = rest[t.size():]
 		le := binary.LittleEndian
 		le.PutUint64(b[specStart:], t.Start)
 		le.PutUint64(b[specLength:], t.Length)
 		le.PutUint32(b[specNext:], uint32(len(b)))
-		copy(b[specType:], t.Type)
-		copy(b[specSize:], t.Params)
-		out = append(out, b...)
+		copy(b[specType:specSize], t.Type)
+		t.params(b[specSize:])
 	}
 	return out, nil
 }
 
-func decode(b []byte, n int) ([]Target, error) {
+func (t *Target) check() error {
+	if len(t.Type) >= typeSize || t.Type == "" || strings.Contains(t.Type+t.Params, "\x00") {
+		return fmt.Errorf("dm: target %q: %q: malformed", t.Type, t.Params)
+	}
+	if n := strings.Count(t.Params, keyMark); n != len(t.secrets()) {
+		return fmt.Errorf("dm: target %q: %q: %d keys, want %d", t.Type, t.Params, len(t.secrets()), n)
+	}
+	return nil
+}
+
+func (t *Target) secrets() [][]byte {
+	if t.keys == nil {
+		return nil
+	}
+	return *t.keys
+}
+
+// size is that of the whole spec: a multiple of 8, with a NUL behind the parameters.
+func (t *Target) size() int {
+	n := specSize + len(t.Params) + 1
+	for _, k := range t.secrets() {
+		n += hex.EncodedLen(len(k)) - len(keyMark)
+	}
+	return (n + 7) &^ 7
+}
+
+// params writes the parameters, with the keys.
+func (t *Target) params(b []byte) {
+	rest := t.Params
+	for _, k := range t.secrets() {
+		before, after, _ := strings.Cut(rest, keyMark)
+		b = b[copy(b, before):]
+		b = b[hex.Encode(b, k):]
+		rest = after
+	}
+	copy(b, rest)
+}
+
+// conceal puts keyMark in the place of every key, so that no string holds one.
+func conceal(params []byte, known []Target) string {
+	for i := range known {
+		for _, k := range known[i].secrets() {
+			text := make([]byte, hex.EncodedLen(len(k)))
+			hex.Encode(text, k)
+			replaced := bytes.ReplaceAll(params, text, []byte(keyMark))
+			clear(text)
+			defer clear(replaced)
+			params = replaced
+		}
+	}
+	return string(params)
+}
+
+func decode(b []byte, n int, known []Target) ([]Target, error) {
 	var out []Target
 	for off := 0; n > 0; n-- {
 		if off < 0 || off > len(b)-specSize {
@@ -253,7 +375,7 @@ func decode(b []byte, n int) ([]Target, error) {
 		}
 		kind, _, _ := bytes.Cut(s[specType:specSize], []byte{0})
 		le := binary.LittleEndian
-		out = append(out, Target{Start: le.Uint64(s[specStart:]), Length: le.Uint64(s[specLength:]), Type: string(kind), Params: string(params)})
+		out = append(out, Target{Start: le.Uint64(s[specStart:]), Length: le.Uint64(s[specLength:]), Type: string(kind), Params: conceal(params, known)})
 		off = int(le.Uint32(s[specNext:]))
 	}
 	return out, nil

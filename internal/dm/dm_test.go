@@ -18,6 +18,7 @@ type kernel struct {
 	flags  uint32
 	fail   map[uint32]error
 	status func(buf []byte)
+	seen   [][]byte // tables, as the caller holds them
 }
 
 func (k *kernel) ioctl(command uint32, buf []byte) error {
@@ -34,6 +35,7 @@ func (k *kernel) ioctl(command uint32, buf []byte) error {
 		le.PutUint64(buf[offDev:], unix.Mkdev(254, 7))
 	case cmdTableLoad:
 		k.loaded, k.flags = bytes.Clone(buf), le.Uint32(buf[offFlags:])
+		k.seen = append(k.seen, buf)
 	case cmdTableStatus:
 		k.status(buf)
 	}
@@ -55,7 +57,7 @@ func TestCommandNumbers(t *testing.T) {
 func TestCreateLoadsReadOnlyAndResumes(t *testing.T) {
 	k := &kernel{}
 	c := &Control{ioctl: k.ioctl}
-	table := []Target{{0, 8, "verity", "1 a b"}, {8, 16, "zero", ""}}
+	table := []Target{{Start: 0, Length: 8, Type: "verity", Params: "1 a b"}, {Start: 8, Length: 16, Type: "zero", Params: ""}}
 	d, err := c.Create("root", "CRYPT-VERITY-x", table)
 	if err != nil || d != (Device{"root", 254, 7}) || d.Path() != "/dev/dm-7" {
 		t.Fatalf("%+v, %v", d, err)
@@ -84,7 +86,7 @@ func TestCreateLeavesNothingBehind(t *testing.T) {
 	for _, step := range []uint32{cmdTableLoad, cmdSuspend} {
 		k := &kernel{fail: map[uint32]error{step: unix.EIO}}
 		c := &Control{ioctl: k.ioctl}
-		if _, err := c.Create("root", "", []Target{{0, 8, "verity", "x"}}); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "root") {
+		if _, err := c.Create("root", "", []Target{{Start: 0, Length: 8, Type: "verity", Params: "x"}}); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "root") {
 			t.Errorf("error is %v", err)
 		}
 		if k.calls[len(k.calls)-1] != cmdRemove {
@@ -93,7 +95,7 @@ func TestCreateLeavesNothingBehind(t *testing.T) {
 	}
 	k := &kernel{fail: map[uint32]error{cmdCreate: unix.EBUSY}}
 	c := &Control{ioctl: k.ioctl}
-	if _, err := c.Create("root", "", []Target{{0, 8, "verity", "x"}}); !errors.Is(err, unix.EBUSY) || len(k.calls) != 1 {
+	if _, err := c.Create("root", "", []Target{{Start: 0, Length: 8, Type: "verity", Params: "x"}}); !errors.Is(err, unix.EBUSY) || len(k.calls) != 1 {
 		t.Errorf("error is %v after %#x: a device of that name is somebody else's", err, k.calls)
 	}
 }
@@ -101,15 +103,15 @@ func TestCreateLeavesNothingBehind(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	k := &kernel{}
 	c := &Control{ioctl: k.ioctl}
-	table := []Target{{0, 8, "verity", "x"}}
+	table := []Target{{Start: 0, Length: 8, Type: "verity", Params: "x"}}
 	for name, err := range map[string]error{
 		"no name":     second(c.Create("", "", table)),
 		"slash":       second(c.Create("a/b", "", table)),
 		"long name":   second(c.Create(strings.Repeat("n", 128), "", table)),
 		"long UUID":   second(c.Create("n", strings.Repeat("u", 129), table)),
 		"empty table": second(c.Create("n", "", nil)),
-		"long type":   second(c.Create("n", "", []Target{{0, 8, strings.Repeat("t", 16), ""}})),
-		"NUL":         second(c.Create("n", "", []Target{{0, 8, "verity", "a\x00b"}})),
+		"long type":   second(c.Create("n", "", []Target{{Start: 0, Length: 8, Type: strings.Repeat("t", 16), Params: ""}})),
+		"NUL":         second(c.Create("n", "", []Target{{Start: 0, Length: 8, Type: "verity", Params: "a\x00b"}})),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -120,7 +122,7 @@ func TestRefusals(t *testing.T) {
 func second(_ Device, err error) error { return err }
 
 func TestTableReadsWhatTheKernelSays(t *testing.T) {
-	want := []Target{{0, 8, "verity", "1 254:1 254:2 4096 4096 1 1 sha256 00 -"}, {8, 8, "zero", ""}}
+	want := []Target{{Start: 0, Length: 8, Type: "verity", Params: "1 254:1 254:2 4096 4096 1 1 sha256 00 -"}, {Start: 8, Length: 8, Type: "zero", Params: ""}}
 	k := &kernel{status: func(buf []byte) {
 		le := binary.LittleEndian
 		le.PutUint32(buf[offTargets:], 2)
@@ -152,7 +154,7 @@ func TestVerityTable(t *testing.T) {
 		Algorithm: "sha256", RootHash: []byte{0xab, 0xcd}, Options: []string{"panic_on_corruption"},
 	}
 	got := v.Target()
-	want := Target{0, 800, "verity", "1 /dev/vda2 /dev/vda3 4096 4096 100 1 sha256 abcd - 1 panic_on_corruption"}
+	want := Target{Start: 0, Length: 800, Type: "verity", Params: "1 /dev/vda2 /dev/vda3 4096 4096 100 1 sha256 abcd - 1 panic_on_corruption"}
 	if got != want {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}
@@ -173,12 +175,103 @@ func TestVerityTable(t *testing.T) {
 
 func TestOtherTables(t *testing.T) {
 	c := Crypt{Cipher: "aes-xts-plain64", Key: []byte{1, 2}, Device: "/dev/vdb", Sectors: 16, Options: []string{"allow_discards"}}
-	if got, want := c.Target(), (Target{0, 16, "crypt", "aes-xts-plain64 0102 0 /dev/vdb 0 1 allow_discards"}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
+	i := Integrity{
+		Device: "/dev/vdb", TagSize: 32, Mode: "D", Sectors: 16, Options: []string{"fix_hmac"},
+		Keyed: []Keyed{{"internal_hash", "hmac(sha256)", []byte{3}}, {"journal_mac", "hmac(sha256)", []byte{4, 5, 6}}},
 	}
-	i := Integrity{Device: "/dev/vdb", TagSize: 32, Mode: "D", Sectors: 16, Options: []string{"internal_hash:sha256"}}
-	if got, want := i.Target(), (Target{0, 16, "integrity", "/dev/vdb 0 32 D 1 internal_hash:sha256"}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
+	for _, x := range []struct {
+		got                Target
+		length             uint64
+		kind, params, wire string
+	}{
+		{Linear{Device: "254:0", Offset: 2048}.Target(8, 16), 16, "linear", "254:0 2048", "254:0 2048"},
+		{c.Target(), 16, "crypt", "aes-xts-plain64 <key> 0 /dev/vdb 0 1 allow_discards", "aes-xts-plain64 0102 0 /dev/vdb 0 1 allow_discards"},
+		{i.Target(), 16, "integrity", "/dev/vdb 0 32 D 3 internal_hash:hmac(sha256):<key> journal_mac:hmac(sha256):<key> fix_hmac",
+			"/dev/vdb 0 32 D 3 internal_hash:hmac(sha256):03 journal_mac:hmac(sha256):040506 fix_hmac"},
+	} {
+		if x.got.Length != x.length || x.got.Type != x.kind || x.got.Params != x.params {
+			t.Errorf("%+v, want %+v", x.got, x)
+		}
+		k := &kernel{}
+		c := &Control{ioctl: k.ioctl}
+		if _, err := c.CreateWritable("d", "", []Target{x.got}, nil); err != nil {
+			t.Fatal(err)
+		}
+		wire, _, _ := bytes.Cut(k.loaded[headerSize+specSize:], []byte{0})
+		if string(wire) != x.wire {
+			t.Errorf("loaded %q, want %q", wire, x.wire)
+		}
+		if k.flags&flagReadOnly != 0 || k.flags&flagSecureData == 0 {
+			t.Errorf("flags %#x: want writable, and the kernel's copies cleared", k.flags)
+		}
+		for _, b := range k.seen {
+			if bytes.ContainsFunc(b, func(r rune) bool { return r != 0 }) {
+				t.Errorf("%s: a table that was loaded is still in memory", x.kind)
+			}
+		}
+	}
+	missing := i.Target()
+	missing.keys = nil
+	if _, err := encode([]Target{missing}); err == nil {
+		t.Error("a table without its keys is taken")
+	}
+}
+
+// TestCheckSeesNoKeys: what the kernel says of a table is shown before the device
+// starts, without the keys that are in it.
+func TestCheckSeesNoKeys(t *testing.T) {
+	c := Crypt{Cipher: "aes-xts-plain64", Key: []byte{0xab, 0xcd, 0xef}, Device: "/dev/vdb", Sectors: 16}
+	answer := func(buf []byte) {
+		if got := binary.LittleEndian.Uint32(buf[offFlags:]); got != flagStatusTable|flagInactive|flagSecureData {
+			t.Errorf("flags %#x", got)
+		}
+		binary.LittleEndian.PutUint32(buf[offTargets:], 1)
+		s := buf[headerSize:]
+		binary.LittleEndian.PutUint64(s[specLength:], 16)
+		copy(s[specType:], "crypt")
+		copy(s[specSize:], "aes-xts-plain64 abcdef 0 254:16 0")
+	}
+	k := &kernel{status: answer}
+	var seen []Target
+	refuse := errors.New("not that")
+	control := &Control{ioctl: k.ioctl}
+	_, err := control.CreateWritable("d", "", []Target{c.Target()}, func(loaded []Target) error {
+		seen = loaded
+		return refuse
+	})
+	want := Target{Length: 16, Type: "crypt", Params: "aes-xts-plain64 <key> 0 254:16 0"}
+	if !errors.Is(err, refuse) || len(seen) != 1 || seen[0] != want {
+		t.Errorf("%v, check saw %+v, want %+v", err, seen, want)
+	}
+	if !reflect.DeepEqual(k.calls, []uint32{cmdCreate, cmdTableLoad, cmdTableStatus, cmdRemove}) {
+		t.Errorf("commands %#x: a device that is refused was started, or stays", k.calls)
+	}
+	k.calls = nil
+	if _, err := control.CreateWritable("d", "", []Target{c.Target()}, func([]Target) error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if !reflect.DeepEqual(k.calls, []uint32{cmdCreate, cmdTableLoad, cmdTableStatus, cmdSuspend}) {
+		t.Errorf("commands %#x", k.calls)
+	}
+}
+
+// TestTryStartsNothing.
+func TestTryStartsNothing(t *testing.T) {
+	k := &kernel{status: func(buf []byte) {
+		if got := binary.LittleEndian.Uint32(buf[offFlags:]); got != flagInactive|flagSecureData {
+			t.Errorf("flags %#x", got)
+		}
+		binary.LittleEndian.PutUint32(buf[offTargets:], 1)
+		copy(buf[headerSize+specType:], "integrity")
+		copy(buf[headerSize+specSize:], "0 4096 -")
+	}}
+	c := &Control{ioctl: k.ioctl}
+	out, err := c.Try("d", []Target{Linear{Device: "254:0"}.Target(0, 8)})
+	if err != nil || len(out) != 1 || out[0].Params != "0 4096 -" {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if !reflect.DeepEqual(k.calls, []uint32{cmdCreate, cmdTableLoad, cmdTableStatus, cmdRemove}) {
+		t.Errorf("commands %#x", k.calls)
 	}
 }
 

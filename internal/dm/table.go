@@ -94,30 +94,56 @@ func ParseVerity(params string) (*Verity, error) {
 // device-mapper/dm-crypt.rst.
 type Crypt struct {
 	Cipher  string // "aes-xts-plain64"
-	Key     []byte
+	Key     []byte // used until the device was created; the caller clears it
 	Device  string
 	Sectors uint64
 	Options []string
 }
 
-// Target returns the table's one line. It holds the key.
+// Target returns the table's one line.
 func (c *Crypt) Target() Target {
-	words := []string{c.Cipher, hex.EncodeToString(c.Key), "0", c.Device, "0"}
-	return Target{Length: c.Sectors, Type: "crypt", Params: strings.Join(append(words, options(c.Options)...), " ")}
+	words := []string{c.Cipher, keyMark, "0", c.Device, "0"}
+	return Target{Length: c.Sectors, Type: "crypt", Params: strings.Join(append(words, options(c.Options)...), " "), keys: &[][]byte{c.Key}}
 }
 
-// Integrity is the table of a dm-integrity device without a journal:
-// Documentation, device-mapper/dm-integrity.rst.
+// Integrity is the table of a dm-integrity device: Documentation,
+// device-mapper/dm-integrity.rst.
 type Integrity struct {
 	Device  string
 	TagSize int    // bytes for each block
 	Mode    string // "D" without a journal, "J", "B", "R"
 	Sectors uint64
-	Options []string // "internal_hash:hmac(sha256):..."
+	Keyed   []Keyed
+	Options []string // "fix_hmac"
+}
+
+// Keyed is an option with an algorithm that takes a key.
+type Keyed struct {
+	Option, Algorithm string // "journal_mac", "hmac(sha256)"
+	Key               []byte // used until the device was created; the caller clears it
 }
 
 // Target returns the table's one line.
 func (i *Integrity) Target() Target {
-	words := []string{i.Device, "0", strconv.Itoa(i.TagSize), i.Mode, strconv.Itoa(len(i.Options))}
-	return Target{Length: i.Sectors, Type: "integrity", Params: strings.Join(append(words, i.Options...), " ")}
+	words := []string{i.Device, "0", strconv.Itoa(i.TagSize), i.Mode, strconv.Itoa(len(i.Keyed) + len(i.Options))}
+	keys := make([][]byte, len(i.Keyed))
+	for n, k := range i.Keyed {
+		words = append(words, k.Word())
+		keys[n] = k.Key
+	}
+	return Target{Length: i.Sectors, Type: "integrity", Params: strings.Join(append(words, i.Options...), " "), keys: &keys}
+}
+
+// Word is how the option stands in Target.Params.
+func (k Keyed) Word() string { return k.Option + ":" + k.Algorithm + ":" + keyMark }
+
+// A Linear target is a range of another device.
+type Linear struct {
+	Device string
+	Offset uint64 // sectors
+}
+
+// Target returns the line of a table for a range of the device.
+func (l Linear) Target(start, length uint64) Target {
+	return Target{Start: start, Length: length, Type: "linear", Params: l.Device + " " + strconv.FormatUint(l.Offset, 10)}
 }
