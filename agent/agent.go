@@ -31,6 +31,7 @@ type State struct {
 	console   io.Writer // for humans only: nothing of it is evidence
 	machine   machine
 	processes *supervisor
+	work      work
 	port      *os.File // kept open: closing it could drop what the host has not read
 }
 
@@ -41,6 +42,7 @@ func Run(version string) {
 	s := &State{Root: "/", console: os.Stderr, machine: linux{}}
 	s.Report.Schema, s.Report.Agent = evidence.ReportSchema, version
 	s.processes = newSupervisor(s)
+	s.work.site = guestSite
 	defer s.recoverPanic()
 	s.watchSignals()
 	if err := s.boot(context.Background(), stages); err != nil {

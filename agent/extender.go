@@ -2,10 +2,13 @@ package agent
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/plinth-os/plinth/evidence"
+	"github.com/plinth-os/plinth/workload"
 )
 
 // phasePCR is where boot phases are measured.
@@ -24,23 +27,52 @@ type Extender struct {
 func NewExtender(t TPM) *Extender { return &Extender{tpm: t} }
 
 // Extend extends register pcr of every active bank with the digest of word,
-// without a NUL at its end. It is recorded before it is done: a record without
-// an extend is a register that does not match, an extend without a record would
-// be a value that nobody can explain.
+// without a NUL at its end.
 func (e *Extender) Extend(pcr int, word string) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	digests := map[Bank][]byte{}
-	record := evidence.Extend{PCR: pcr, What: word, Digests: map[string]string{}}
 	for _, b := range e.tpm.Banks() {
 		h := b.Hash.New()
 		h.Write([]byte(word))
 		digests[b] = h.Sum(nil)
-		record.Digests[b.Name] = hex.EncodeToString(digests[b])
+	}
+	return e.extend(pcr, word, digests)
+}
+
+// ExtendEvent extends register pcr of every active bank with the digest of an event.
+func (e *Extender) ExtendEvent(pcr int, event workload.Event) error {
+	digests := map[Bank][]byte{}
+	for _, b := range e.tpm.Banks() {
+		digests[b] = event.Digest(b.Hash)
+	}
+	return e.extend(pcr, event.Text(), digests)
+}
+
+var errNoSHA256 = errors.New("bank sha256 is not active")
+
+// ExtendSHA256 extends register pcr of bank sha256 alone, with a digest that exists
+// in no other.
+func (e *Extender) ExtendSHA256(pcr int, what string, digest []byte) error {
+	banks := e.tpm.Banks()
+	i := slices.IndexFunc(banks, func(b Bank) bool { return b.Name == "sha256" })
+	if i < 0 {
+		return fmt.Errorf("PCR %d with %q: %w", pcr, what, errNoSHA256)
+	}
+	return e.extend(pcr, what, map[Bank][]byte{banks[i]: digest})
+}
+
+// extend records what it does before it does it: a record without an extend is a
+// register that does not match, an extend without a record would be a value that
+// nobody can explain.
+func (e *Extender) extend(pcr int, what string, digests map[Bank][]byte) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	record := evidence.Extend{PCR: pcr, What: what, Digests: map[string]string{}}
+	for b, d := range digests {
+		record.Digests[b.Name] = hex.EncodeToString(d)
 	}
 	e.done = append(e.done, record)
 	if err := e.tpm.Extend(pcr, digests); err != nil {
-		return fmt.Errorf("PCR %d with %q: %w", pcr, word, err)
+		return fmt.Errorf("PCR %d with %q: %w", pcr, what, err)
 	}
 	return nil
 }

@@ -35,6 +35,10 @@ type fakeMachine struct {
 	entered   string
 	raised    []string
 	raiseErr  error
+
+	unmounted []string
+	report    []byte // TDREPORT
+	reports   func(dir string)
 }
 
 func (m *fakeMachine) mount(x mount, target string) error {
@@ -172,3 +176,28 @@ func (m *fakeMachine) raise(link string) error {
 	m.raised = append(m.raised, link)
 	return m.raiseErr
 }
+
+func (m *fakeMachine) unmount(target string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unmounted = append(m.unmounted, target)
+	return nil
+}
+
+func (m *fakeMachine) tdReport(string) ([]byte, error) {
+	if m.report == nil {
+		return nil, fs.ErrNotExist
+	}
+	return m.report, nil
+}
+
+func (m *fakeMachine) makeReport(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if err == nil {
+		m.reports(dir)
+	}
+	return err
+}
+
+// removeReport takes the files of a report away, which in configfs go by themselves.
+func (m *fakeMachine) removeReport(dir string) error { return os.RemoveAll(dir) }

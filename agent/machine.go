@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
@@ -16,6 +17,7 @@ import (
 // A machine does what only PID 1 of a guest may do.
 type machine interface {
 	mount(m mount, target string) error
+	unmount(target string) error
 	loadModule(f *os.File, params string) error
 	createDevice(name string, table dm.Target) (path string, err error) // of the device-mapper
 	removeDevice(name string) error
@@ -23,6 +25,9 @@ type machine interface {
 	enter(root string, carried []string) error // makes root "/", with some mounts of the old one; nothing else of that is left
 	raise(link string) error                   // brings a network interface up
 	openTPM(device string) (transport.TPM, error)
+	tdReport(device string) ([]byte, error) // TDREPORT about nothing
+	makeReport(dir string) error            // of configfs-tsm, whose directories have files at once
+	removeReport(dir string) error
 	stop(how string) error // returns only with an error
 }
 
@@ -32,6 +37,8 @@ type linux struct{}
 func (linux) mount(m mount, target string) error {
 	return unix.Mount(cmp.Or(m.source, m.fstype), target, m.fstype, m.flags, m.data)
 }
+
+func (linux) unmount(target string) error { return unix.Unmount(target, 0) }
 
 // control is where devtmpfs shows the device-mapper.
 const control = "/dev/mapper/control"
@@ -144,6 +151,32 @@ func (linux) loadModule(f *os.File, params string) error {
 }
 
 func (linux) openTPM(device string) (transport.TPM, error) { return linuxtpm.Open(device) }
+
+// tdxReportRequest is struct tdx_report_req, and tdxGetReport the ioctl that fills it
+// in. Linux, include/uapi/linux/tdx-guest.h, TDX_CMD_GET_REPORT0.
+type tdxReportRequest struct {
+	data   [64]byte
+	report [tdReportSize]byte
+}
+
+const tdxGetReport = 3<<30 | (64+tdReportSize)<<16 | 'T'<<8 | 1
+
+func (linux) tdReport(device string) ([]byte, error) {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var r tdxReportRequest
+	if err := ioctl(f, tdxGetReport, uintptr(unsafe.Pointer(&r))); err != nil {
+		return nil, fmt.Errorf("%s: %w", device, err)
+	}
+	return r.report[:], nil
+}
+
+func (linux) makeReport(dir string) error { return unix.Mkdir(dir, 0o700) }
+
+func (linux) removeReport(dir string) error { return unix.Rmdir(dir) }
 
 func (linux) stop(how string) error {
 	unix.Sync()

@@ -53,6 +53,11 @@ var locks = []struct{ file, value, why string }{
 	{"/proc/sys/kernel/kexec_load_disabled", "1", "another kernel would run in the name of this one"},
 	{"/proc/sys/kernel/sysrq", "0", "the host presses keys"},
 	{"/proc/sys/kernel/ctrl-alt-del", "0", "the same: PID 1 gets a signal instead of a reset"},
+	{"/proc/sys/kernel/core_pattern", "|/bin/false", "memory of a program that crashed would be written somewhere; core(5), \"Piping core dumps to a program\""},
+	{"/proc/sys/kernel/kptr_restrict", "2", "addresses of the kernel help whoever attacks it"},
+	{"/proc/sys/kernel/dmesg_restrict", "1", "the same"},
+	{"/proc/sys/kernel/unprivileged_bpf_disabled", "1", "containers load no programs into the kernel"},
+	{"/proc/sys/kernel/perf_event_paranoid", "3", "nor watch it; Debian knows 3, other kernels take it for 2"},
 }
 
 // lockKernel applies locks, except in a debug build.

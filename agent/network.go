@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,4 +20,25 @@ func raiseLoopback(_ context.Context, s *State) error {
 		return fmt.Errorf("lo: %w", err)
 	}
 	return nil
+}
+
+// resolvConf is where programs of the root file system look for name servers:
+// /etc/resolv.conf is a link to it.
+const resolvConf = "/run/plinth/resolv.conf"
+
+// raiseNetwork brings the guest's interface up, where the image says how.
+func raiseNetwork(ctx context.Context, s *State) (err error) {
+	if err := os.MkdirAll(s.path("/run/plinth"), 0o755); err != nil {
+		return err
+	}
+	if s.Config.Network == nil {
+		return nil
+	}
+	if s.work.uplink, err = s.work.site.up(ctx, s.Config.Network, s.logf); err != nil {
+		return err
+	}
+	for _, a := range s.work.uplink.Addresses {
+		s.Report.Addresses = append(s.Report.Addresses, a.String())
+	}
+	return os.WriteFile(s.path(resolvConf), s.work.uplink.ResolvConf(), 0o644)
 }

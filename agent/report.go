@@ -51,6 +51,9 @@ func (s *State) completeReport() error {
 	}
 	r.Kernel = strings.TrimSpace(string(b))
 	r.Services = s.processes.services()
+	if err := s.reportWorkloads(); err != nil {
+		return err
+	}
 	if s.TPM == nil { // optional, or a debug build
 		return nil
 	}

@@ -29,6 +29,7 @@ func (s *State) watchSignals() {
 	signal.Notify(end, unix.SIGTERM, unix.SIGINT, unix.SIGPWR)
 	s.background(func() {
 		s.logf("%v", <-end)
+		s.stopContainers(stopGrace)
 		s.processes.stop(stopGrace)
 		s.stop(config.PowerOff)
 	})

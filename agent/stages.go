@@ -14,7 +14,9 @@ type stage struct {
 
 // stages are the boot, in order. What the host can have changed is looked at
 // before anything acts on it. Modules come before the TPM, whose driver may be
-// one of them; until the registers were checked nothing else is done.
+// one of them; until the registers were checked nothing else is done. Images are
+// proven and shown to nobody, and all workloads are measured, before the first
+// program that is not the agent's runs.
 var stages = []stage{
 	{"mounts", mountFileSystems},
 	{"configuration", loadConfig},
@@ -29,7 +31,16 @@ var stages = []stage{
 	{config.LeaveInitrd, extendPhase(config.LeaveInitrd)},
 	{"lockdown", lockKernel},
 	{"loopback", raiseLoopback},
+	{"clock", wherever(setClock)},
+	{"entropy", wherever(seedRandom)},
+	{"workloads", wherever(findWorkloads)},
+	{"network", forWorkloads(raiseNetwork)},
+	{"storage", forWorkloads(openStorage)},
+	{"images", forWorkloads(pullImages)},
+	{"events", forWorkloads(measureWorkloads)},
 	{config.SysInit, extendPhase(config.SysInit)},
+	{"image service", forWorkloads(serveImages)},
+	{"containers", forWorkloads(runContainers)},
 	{"services", startServices},
 	{config.Ready, extendPhase(config.Ready)},
 	{"shell", startShell},

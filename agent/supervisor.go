@@ -39,11 +39,13 @@ type supervisor struct {
 	mu       sync.Mutex // held while a child is made, so that it is known before it is reaped
 	all      []*process // in start order
 	running  map[int]*process
+	awaited  map[int]chan syscall.WaitStatus // children of whom somebody else wants the status
+	strays   []stray                         // reaped lately, and nobody's: the newest last
 	stopping bool
 }
 
 func newSupervisor(s *State) *supervisor {
-	return &supervisor{s: s, delay: time.Second, running: map[int]*process{}}
+	return &supervisor{s: s, delay: time.Second, running: map[int]*process{}, awaited: map[int]chan syscall.WaitStatus{}}
 }
 
 // start runs p. A program that cannot be started has failed, and is tried again
@@ -116,6 +118,10 @@ func (v *supervisor) in(delay time.Duration, p *process) {
 func (v *supervisor) reap() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.reapAll()
+}
+
+func (v *supervisor) reapAll() {
 	for {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
@@ -125,11 +131,23 @@ func (v *supervisor) reap() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		if p := v.running[pid]; p != nil {
-			delete(v.running, pid)
-			v.ended(p, status)
-		}
+		v.dispatch(pid, status)
 	}
+}
+
+// dispatch gives the status of a child that was reaped to whom it is for.
+func (v *supervisor) dispatch(pid int, status syscall.WaitStatus) {
+	if p := v.running[pid]; p != nil {
+		delete(v.running, pid)
+		v.ended(p, status)
+		return
+	}
+	if ch := v.awaited[pid]; ch != nil {
+		delete(v.awaited, pid)
+		ch <- status // it has room for it
+		return
+	}
+	v.strayed(pid, status)
 }
 
 func (v *supervisor) ended(p *process, status syscall.WaitStatus) {

@@ -64,6 +64,14 @@ func service(how string) int {
 		signal.Ignore(unix.SIGTERM)
 		_ = os.WriteFile(out, nil, 0o600)
 		time.Sleep(time.Minute)
+	case "parent": // leaves a child behind that does what the second argument says
+		cmd := exec.Command("/proc/self/exe", out)
+		cmd.Env = []string{asService + "=" + os.Args[2]}
+		if cmd.Start() != nil || os.WriteFile(out+".pid", []byte(strconv.Itoa(cmd.Process.Pid)), 0o600) != nil {
+			return 1
+		}
+	case "fail":
+		return 7
 	case "sleep":
 		time.Sleep(time.Minute)
 	}

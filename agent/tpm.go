@@ -22,7 +22,7 @@ import (
 type TPM interface {
 	Banks() []Bank                                 // active ones
 	Read() (evidence.PCRs, error)                  // PCR 0 to 23 of every active bank
-	Extend(pcr int, digests map[Bank][]byte) error // one digest for every active bank
+	Extend(pcr int, digests map[Bank][]byte) error // by a digest each; a bank without one stays as it is
 }
 
 // A Bank holds the registers of one hash algorithm.
@@ -245,7 +245,9 @@ func takeValues(values map[int]string, b Bank, rsp *tpm2.PCRReadResponse) error 
 func (d *device) Extend(pcr int, digests map[Bank][]byte) error {
 	var values tpm2.TPMLDigestValues
 	for _, b := range d.banks {
-		values.Digests = append(values.Digests, tpm2.TPMTHA{HashAlg: b.Alg, Digest: digests[b]})
+		if digest, ok := digests[b]; ok {
+			values.Digests = append(values.Digests, tpm2.TPMTHA{HashAlg: b.Alg, Digest: digest})
+		}
 	}
 	_, err := tpm2.PCRExtend{
 		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},

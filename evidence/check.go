@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -9,6 +10,9 @@ import (
 // digestSizes are the banks that a report may show, with the size of a digest
 // in bytes.
 var digestSizes = map[string]int{"sha1": 20, "sha256": 32, "sha384": 48, "sha512": 64}
+
+// states are those of services and workloads.
+var states = []string{Running, Exited, Failed, Waiting}
 
 // check tells whether an agent could have written r. It says nothing about
 // whether the values are right.
@@ -28,8 +32,34 @@ func (r *Report) check() error {
 		}
 	}
 	for i, s := range r.Services {
-		if s.PID < 0 || !slices.Contains([]string{Running, Exited, Failed, Waiting}, s.State) {
-			return fmt.Errorf("services[%d]: process %d is %q, want %s, %s, %s or %s", i, s.PID, s.State, Running, Exited, Failed, Waiting)
+		if s.PID < 0 || !slices.Contains(states, s.State) {
+			return fmt.Errorf("services[%d]: process %d is %q, want %s", i, s.PID, s.State, strings.Join(states, ", "))
+		}
+	}
+	return r.checkWorkloads()
+}
+
+// maxAddresses bounds the addresses of the guest's network.
+const maxAddresses = 64
+
+func (r *Report) checkWorkloads() error {
+	if len(r.WorkloadLog) > MaxWorkloadLog {
+		return fmt.Errorf("workload_log: %d bytes, want at most %d", len(r.WorkloadLog), MaxWorkloadLog)
+	}
+	if len(r.Addresses) > maxAddresses {
+		return fmt.Errorf("addresses: %d, want at most %d", len(r.Addresses), maxAddresses)
+	}
+	for i, a := range r.Addresses {
+		if _, err := netip.ParsePrefix(a); err != nil {
+			return fmt.Errorf("addresses[%d]: %q: want an address and its prefix", i, a)
+		}
+	}
+	for i, w := range r.Workloads {
+		if w.PID < 0 || !slices.Contains(states, w.State) {
+			return fmt.Errorf("workloads[%d]: process %d is %q, want %s", i, w.PID, w.State, strings.Join(states, ", "))
+		}
+		if _, err := netip.ParseAddr(w.Address); w.Address != "" && err != nil {
+			return fmt.Errorf("workloads[%d]: address %q: want one", i, w.Address)
 		}
 	}
 	return nil

@@ -22,6 +22,9 @@ const MaxReport = 16 << 20
 // room for the rest.
 const MaxEventLog = 8 << 20
 
+// MaxWorkloadLog bounds the log of workloads in a report, in bytes.
+const MaxWorkloadLog = 1 << 20
+
 // Registers is the number of PCRs that a report shows, from PCR 0 upwards: the
 // static and the dynamic ones of the TCG PC Client profile.
 const Registers = 24
@@ -49,6 +52,10 @@ type Report struct {
 	RootTable  string `json:"root_table,omitempty"`  // the device-mapper's table of a verity root: start, length, target, parameters
 	RootDevice string `json:"root_device,omitempty"` // of "/": major:minor
 	RootLower  string `json:"root_lower,omitempty"`  // of the verity root below an overlay: major:minor
+
+	Addresses   []string   `json:"addresses,omitempty"`    // of the guest's network, CIDR
+	Workloads   []Workload `json:"workloads,omitempty"`    // in start order
+	WorkloadLog []byte     `json:"workload_log,omitempty"` // by what events workloads were measured: a TCG2 log of the guest's own
 }
 
 // What the root file system of a guest can be.
@@ -76,8 +83,18 @@ const (
 	Running = "running"
 	Exited  = "exited"  // with status 0
 	Failed  = "failed"  // with another status, by a signal, or not started at all
-	Waiting = "waiting" // for a path that is not there yet
+	Waiting = "waiting" // for a path that is not there yet; of a Workload, for its start
 )
+
+// A Workload is a container that the agent runs.
+type Workload struct {
+	Name    string `json:"name"`
+	Image   string `json:"image"`             // as the configuration names it
+	Digest  string `json:"digest"`            // of the manifest: "sha256:..."
+	PID     int    `json:"pid"`               // of its first process; 0 when it never ran
+	State   string `json:"state"`             // Running, Exited, Failed or Waiting
+	Address string `json:"address,omitempty"` // by which the guest reaches it
+}
 
 // A Stage is a part of the boot.
 type Stage struct {

@@ -1,0 +1,230 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/plinth-os/plinth/agent/runner"
+	"github.com/plinth-os/plinth/evidence"
+	"github.com/plinth-os/plinth/imagepull"
+	"github.com/plinth-os/plinth/workload"
+)
+
+// How long the agent waits before it starts a container again: twice as long each
+// time, until one ran for as long as resetAfter.
+const (
+	firstDelay = time.Second
+	lastDelay  = time.Minute
+	resetAfter = time.Minute
+)
+
+// createTime bounds what crun may take to make a container ready.
+const createTime = 2 * time.Minute
+
+// A container is one workload and its runs.
+type container struct {
+	s     *State
+	w     workload.Admitted
+	spec  runner.Spec
+	run   *runner.Runner
+	delay time.Duration // before the first restart
+
+	mu    sync.Mutex
+	now   instance // nil between runs
+	state string   // as in evidence.Workload
+	pid   int
+	addr  netip.Addr
+	over  chan struct{} // closed when there will be no more runs
+}
+
+func (s *State) newContainer(w workload.Admitted, im *imagepull.Pulled, r *runner.Runner) (*container, error) {
+	root, err := s.showImage(im)
+	if err != nil {
+		return nil, err
+	}
+	spec := runner.Spec{ID: w.Process.Name, Root: root, Process: w.Process, Effective: w.Effective}
+	if s.work.uplink != nil && w.Effective.Network == workload.NetworkNAT {
+		spec.ResolvConf = s.work.uplink.ResolvConf()
+	}
+	return &container{s: s, w: w, spec: spec, run: r, delay: cmp.Or(s.work.fleet.delay, firstDelay), state: evidence.Waiting, over: make(chan struct{})}, nil
+}
+
+func (c *container) create(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, createTime)
+	defer cancel()
+	spec := c.spec
+	if c.w.Effective.Output == workload.OutputConsole {
+		spec.Output = &labelled{w: c.s.console, label: spec.ID}
+	}
+	now, err := c.s.work.site.create(ctx, c.run, spec)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now, c.pid, c.addr = now, now.PID(), now.Address()
+	return nil
+}
+
+func (c *container) start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, createTime)
+	defer cancel()
+	if err := c.now.Start(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.state = evidence.Running
+	c.mu.Unlock()
+	c.s.logf("%s: process %d", c.w.Process.Name, c.pid)
+	return nil
+}
+
+// drop takes a run away. After an error it is still there, and can be dropped again.
+func (c *container) drop(state string) error {
+	c.mu.Lock()
+	now := c.now
+	c.state = state
+	c.mu.Unlock()
+	if now == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), createTime)
+	defer cancel()
+	if err := now.Delete(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.now = nil
+	c.mu.Unlock()
+	return nil
+}
+
+// supervise follows a container that was started, and starts it again as its
+// configuration says, until the guest stops.
+func (c *container) supervise() {
+	defer close(c.over)
+	delay := c.delay
+	for {
+		began := time.Now()
+		failed := c.follow()
+		if !c.again(failed) {
+			return
+		}
+		if time.Since(began) > resetAfter {
+			delay = c.delay
+		}
+		for {
+			if !c.s.pause(delay) {
+				return
+			}
+			delay = min(2*delay, lastDelay)
+			if err := c.rerun(); err != nil {
+				c.s.logf("%s: %v", c.w.Process.Name, err)
+				continue
+			}
+			break
+		}
+	}
+}
+
+// follow waits for the end of a run and takes it away.
+func (c *container) follow() (failed bool) {
+	name := c.w.Process.Name
+	status, err := c.now.Wait(context.Background())
+	state := evidence.Failed
+	switch {
+	case err != nil:
+		c.s.logf("%s: %v", name, err)
+	case status.Signaled():
+		c.s.logf("%s: process %d ended by signal %d (%v)", name, c.pid, status.Signal(), status.Signal())
+	default:
+		c.s.logf("%s: process %d ended with status %d", name, c.pid, status.ExitStatus())
+		if status.ExitStatus() == 0 {
+			state = evidence.Exited
+		}
+	}
+	if err := c.drop(state); err != nil {
+		c.s.logf("%s: %v", name, err)
+	}
+	return state == evidence.Failed
+}
+
+func (c *container) again(failed bool) bool {
+	switch c.w.Effective.Restart {
+	case workload.RestartAlways:
+		return true
+	case workload.RestartFailure:
+		return failed
+	}
+	return false
+}
+
+// rerun makes and starts a run anew, with nothing of the one before it. The fleet
+// may be stopping by now.
+func (c *container) rerun() error {
+	if err := c.drop(evidence.Failed); err != nil { // of the one before it, if that was not possible then
+		return err
+	}
+	err := c.create(context.Background())
+	if err == nil && c.s.work.fleet.ends() {
+		err = errStopping
+	}
+	if err == nil {
+		err = c.start(context.Background())
+	}
+	if err != nil {
+		return errors.Join(err, c.drop(evidence.Failed))
+	}
+	if c.s.work.fleet.ends() { // it was not there yet when the others were asked to end
+		return c.kill(syscall.SIGKILL)
+	}
+	return nil
+}
+
+var errStopping = errors.New("the guest stops")
+
+// kill signals a run, if there is one.
+func (c *container) kill(sig syscall.Signal) error {
+	c.mu.Lock()
+	now := c.now
+	c.mu.Unlock()
+	if now == nil {
+		return nil
+	}
+	err := now.Kill(context.Background(), sig)
+	if errors.Is(err, runner.ErrEnded) {
+		return nil
+	}
+	return err
+}
+
+// labelled writes what a container prints, each line with its name before it.
+type labelled struct {
+	w     io.Writer
+	label string
+	rest  []byte // of a line
+}
+
+const maxLine = 4096 // bytes; a longer line becomes several
+
+func (l *labelled) Write(p []byte) (int, error) {
+	for _, b := range p {
+		if b != '\n' {
+			l.rest = append(l.rest, b)
+		}
+		if b == '\n' || len(l.rest) == maxLine {
+			if _, err := fmt.Fprintf(l.w, "%s: %s\n", l.label, l.rest); err != nil {
+				return 0, err
+			}
+			l.rest = l.rest[:0]
+		}
+	}
+	return len(p), nil
+}

@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"runtime"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/net/http/httpproxy"
+
+	"github.com/plinth-os/plinth/imagepull"
+	"github.com/plinth-os/plinth/imagepull/crypt"
+	"github.com/plinth-os/plinth/imagepull/policy"
+	"github.com/plinth-os/plinth/imagepull/registry"
+	"github.com/plinth-os/plinth/imagepull/unpack"
+	"github.com/plinth-os/plinth/workload"
+)
+
+// An imageStore keeps what was pulled and shows it.
+type imageStore interface {
+	imagepull.Store
+	Mount(chainID digest.Digest, target string) error // of a tree, read-only
+	Unmount(target string) error
+}
+
+// imageMounts is where trees are shown.
+const imageMounts = "/run/plinth/images"
+
+// openStorage sets up where images are kept until the guest stops.
+func openStorage(ctx context.Context, s *State) (err error) {
+	c := s.Config.Storage
+	if c.Disk == "" {
+		s.work.store, err = s.work.site.memory(int64(c.MemoryMiB) << 20)
+		return err
+	}
+	device, err := s.disk(ctx, c.Disk)
+	if err != nil {
+		return err
+	}
+	s.work.store, err = s.work.site.disk(ctx, device)
+	return err
+}
+
+// pullImages gets every image, or ends the boot. What it pulled is proven and not
+// shown to anybody yet.
+func pullImages(ctx context.Context, s *State) error {
+	p, err := s.newPuller(ctx)
+	if err != nil {
+		return err
+	}
+	s.work.puller = p
+	for i := range s.work.config.Workloads {
+		w := &s.work.config.Workloads[i]
+		if err := s.pullImage(ctx, w); err != nil {
+			return fmt.Errorf("%s: %w", w.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *State) pullImage(ctx context.Context, w *workload.Process) error {
+	im, err := s.pull(ctx, w.Image)
+	if err != nil {
+		return err
+	}
+	if want := w.Wanted(); want != "" && im.Digest != want && im.Index != want {
+		return fmt.Errorf("%s is %s, want %s", w.Image, im.Digest, want)
+	}
+	e, err := w.Effective(&im.Settings.Config)
+	if err != nil {
+		return err
+	}
+	s.logf("%s: %s, %d bytes fetched", w.Name, im.Digest, im.Fetched)
+	s.work.images = append(s.work.images, im)
+	s.work.admit = append(s.work.admit, workload.Admitted{Process: w, Manifest: im.Digest, Effective: e})
+	return nil
+}
+
+// pull gets one image under the policy.
+func (s *State) pull(ctx context.Context, image string) (*imagepull.Pulled, error) {
+	n, err := policy.ParseName(image)
+	if err != nil {
+		return nil, err
+	}
+	p := *s.work.puller
+	p.Trust.Now = time.Now()
+	p.OpenFile = func(name string) (imagepull.File, error) { return s.openImage(ctx, name) }
+	return s.work.site.pull(ctx, &p, n, s.work.store)
+}
+
+// rejectAll is the policy of a configuration without one.
+var rejectAll = &policy.Policy{Default: []policy.Requirement{{Type: policy.Reject}}}
+
+// newPuller reads what the configuration says of images.
+func (s *State) newPuller(ctx context.Context) (_ *imagepull.Puller, err error) {
+	c := s.work.config
+	client := &registry.Client{UserAgent: "plinth-agent", Log: s.logf}
+	p := &imagepull.Puller{
+		Registry: client, Policy: rejectAll, Trust: policy.Trust{ReadFile: s.readTrusted},
+		Platform:   v1.Platform{OS: "linux", Architecture: runtime.GOARCH},
+		Unwrappers: []crypt.Unwrapper{crypt.CoCo(s.key)}, Log: s.logf,
+	}
+	if c.Policy != nil {
+		if p.Policy, err = policy.Parse(c.Policy); err != nil {
+			return nil, err
+		}
+	}
+	if p.Admit, err = imagepull.ParseAdmit(c.Admit); err != nil {
+		return nil, err
+	}
+	if c.Registries != "" {
+		if client.Config, err = registry.ParseConfig([]byte(c.Registries)); err != nil {
+			return nil, err
+		}
+	}
+	if p.Lookaside, err = lookaside(c.Lookaside); err != nil {
+		return nil, err
+	}
+	if client.Roots, err = roots(c.CAs); err != nil {
+		return nil, err
+	}
+	if client.Auth, err = s.auth(ctx, c.Auth); err != nil {
+		return nil, err
+	}
+	if c.Proxy != nil {
+		find := (&httpproxy.Config{HTTPSProxy: c.Proxy.HTTPS, NoProxy: c.Proxy.No}).ProxyFunc()
+		client.Proxy = func(r *http.Request) (*url.URL, error) { return find(r.URL) }
+	}
+	if c.Limits != nil {
+		p.Limits = unpack.Limits{Bytes: c.Limits.Bytes, Entries: c.Limits.Entries}
+	}
+	return p, nil
+}
+
+func lookaside(files []string) (*imagepull.Lookaside, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	var in [][]byte
+	for _, f := range files {
+		in = append(in, []byte(f))
+	}
+	return imagepull.ParseLookaside(in...)
+}
+
+// roots are the certificates of the root file system and those of the configuration.
+func roots(pem string) (*x509.CertPool, error) {
+	pool, err := x509.SystemCertPool()
+	if err != nil { // there are none
+		pool = x509.NewCertPool()
+	}
+	if pem != "" && !pool.AppendCertsFromPEM([]byte(pem)) {
+		return nil, errors.New("cas: no certificate in PEM")
+	}
+	return pool, nil
+}
+
+// auth gets the credentials for registries from the key provider.
+func (s *State) auth(ctx context.Context, id string) (*registry.AuthFile, error) {
+	if id == "" {
+		return nil, nil
+	}
+	b, err := s.key(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	a, err := registry.ParseAuthFile(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: not an auth.json", id) // the cause may quote it
+	}
+	return a, nil
+}
+
+// readTrusted reads a key that a policy names: a file of the measured root, whatever
+// links there are.
+func (s *State) readTrusted(name string) ([]byte, error) {
+	if !path.IsAbs(name) {
+		return nil, fmt.Errorf("%s: want an absolute path", name)
+	}
+	const limit = 1 << 20
+	fi, err := os.Stat(s.path(name))
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a file")}
+	}
+	return s.readFile(name, limit)
+}
+
+// showImage mounts a tree, once for all who run it, and returns where.
+func (s *State) showImage(im *imagepull.Pulled) (string, error) {
+	dir := s.path(imageMounts + "/" + im.ChainID.Encoded())
+	if _, err := os.Lstat(dir); err == nil {
+		return dir, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	if err := s.work.store.Mount(im.ChainID, dir); err != nil {
+		return "", errors.Join(err, os.Remove(dir))
+	}
+	return dir, nil
+}

@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"syscall"
+
+	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/agent/network"
+	"github.com/plinth-os/plinth/agent/runner"
+	"github.com/plinth-os/plinth/agent/storage"
+	"github.com/plinth-os/plinth/imagepull"
+	"github.com/plinth-os/plinth/imagepull/policy"
+)
+
+// A site is what stages of workloads need of other packages. Tests stand in for it.
+type site struct {
+	up         func(context.Context, *config.Network, func(string, ...any)) (*network.Uplink, error)
+	containers func(*network.Uplink, func(string, ...any)) (attacher, error)
+	memory     func(size int64) (imageStore, error)
+	disk       func(ctx context.Context, device string) (imageStore, error)
+	pull       func(context.Context, *imagepull.Puller, policy.Name, imagepull.Store) (*imagepull.Pulled, error)
+	create     func(context.Context, *runner.Runner, runner.Spec) (instance, error)
+}
+
+// guestSite is that of a guest.
+var guestSite = site{
+	up: network.Up,
+	containers: func(u *network.Uplink, logf func(string, ...any)) (attacher, error) {
+		return network.NewContainers(u, logf)
+	},
+	memory: func(size int64) (imageStore, error) { return storage.Memory(size) },
+	disk:   func(ctx context.Context, device string) (imageStore, error) { return storage.Disk(ctx, device) },
+	pull: func(ctx context.Context, p *imagepull.Puller, n policy.Name, to imagepull.Store) (*imagepull.Pulled, error) {
+		return p.Pull(ctx, n, to)
+	},
+	create: func(ctx context.Context, r *runner.Runner, spec runner.Spec) (instance, error) {
+		return r.Create(ctx, spec)
+	},
+}
+
+// An instance is one run of a container: a *runner.Container.
+type instance interface {
+	PID() int
+	Address() netip.Addr
+	Start(context.Context) error
+	Wait(context.Context) (syscall.WaitStatus, error)
+	Kill(context.Context, syscall.Signal) error
+	Delete(context.Context) error
+}
+
+// An attacher connects containers: a *network.Containers.
+type attacher interface {
+	runner.Network
+}

@@ -1,0 +1,166 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/agent/network"
+	"github.com/plinth-os/plinth/imagepull"
+	"github.com/plinth-os/plinth/initdata"
+	"github.com/plinth-os/plinth/workload"
+)
+
+// work is what the stages of workloads leave for each other.
+type work struct {
+	failed    bool             // a stage has; only a debug build goes on, and without containers
+	config    *workload.Config // nil where the guest has none
+	registers []register       // in which workloads are measured
+	log       eventLog
+
+	site   site
+	uplink *network.Uplink // nil where there is no network
+	store  imageStore
+	puller *imagepull.Puller
+	images []*imagepull.Pulled // beside config.Workloads
+	admit  []workload.Admitted // the same
+	fleet  fleet
+}
+
+// forWorkloads makes a stage of what only workloads need: skipped where the command
+// line names no source of them, where the source has none, and after a failure that
+// only a debug build outlives.
+func forWorkloads(run func(context.Context, *State) error) func(context.Context, *State) error {
+	return wherever(func(ctx context.Context, s *State) error {
+		if s.work.config == nil {
+			return nil
+		}
+		return run(ctx, s)
+	})
+}
+
+// wherever is forWorkloads for the stages before it is known whether there are any.
+func wherever(run func(context.Context, *State) error) func(context.Context, *State) error {
+	return func(ctx context.Context, s *State) error {
+		from, err := config.WorkloadsFrom(s.Config.Cmdline)
+		if err != nil || from == "" || s.work.failed {
+			return err
+		}
+		if err = run(ctx, s); err != nil {
+			s.work.failed = true
+		}
+		return err
+	}
+}
+
+// configfs is where the kernel shows reports of confidential platforms. It is a
+// module, so that it is mounted late.
+var configfs = mount{fstype: "configfs", target: "/sys/kernel/config", flags: sealed, optional: true}
+
+// findWorkloads reads the one document that says what runs, and refuses it where
+// nobody outside could tell that it was this one.
+func findWorkloads(ctx context.Context, s *State) error {
+	if err := s.mount(configfs); err != nil {
+		return fmt.Errorf("%s: %w", configfs.target, err)
+	}
+	l, err := s.launched()
+	if err != nil {
+		return err
+	}
+	s.work.registers = s.eventRegisters()
+	c := s.Config.Workloads
+	from, _ := config.WorkloadsFrom(s.Config.Cmdline) // it was read before
+	if from == workload.FromInitdata {
+		if c, err = s.fromInitdata(ctx, l); err != nil {
+			return fmt.Errorf("initdata: %w", err)
+		}
+	}
+	if c == nil {
+		s.logf("no workloads")
+		return nil
+	}
+	if !s.measured() {
+		if err := c.Pinned(); err != nil {
+			return fmt.Errorf("nothing here can measure what a tag leads to: %w", err)
+		}
+	}
+	s.work.config = c
+	return nil
+}
+
+// fromInitdata measures the document that the guest was given, or that it was given
+// none, and only then reads it.
+func (s *State) fromInitdata(ctx context.Context, l *launch) (*workload.Config, error) {
+	raw, err := s.readInitdata(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var d *initdata.Document
+	if raw != nil {
+		if d, err = initdata.Parse(raw); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.bind(d, l); err != nil {
+		return nil, err
+	}
+	if d == nil {
+		return nil, nil
+	}
+	text, ok := d.Data[workload.DataKey]
+	if !ok {
+		return nil, nil
+	}
+	return workload.Parse([]byte(text))
+}
+
+var errUnbound = errors.New("neither a TPM that the guest needs nor the platform shows which document this is")
+
+// bind makes evidence of the guest show the document: a TPM is extended, and of a
+// platform the launch must be the one with it.
+func (s *State) bind(d *initdata.Document, l *launch) error {
+	bound := false
+	if l != nil {
+		if err := l.holds(d); err != nil {
+			return err
+		}
+		bound = true
+	}
+	if s.TPM != nil {
+		digest, err := workload.NoInitdata(), error(nil)
+		if d != nil {
+			digest, err = d.Extend()
+		}
+		switch {
+		case err == nil:
+			err = s.Extender.ExtendSHA256(initdata.PCR, "initdata", digest)
+		case bound && s.tpmOptional() && errors.Is(err, initdata.ErrAlgorithm):
+			err = nil // the platform binds it, and nobody asks this TPM
+		}
+		if err != nil {
+			return err
+		}
+		bound = bound || !s.tpmOptional()
+	}
+	if !bound {
+		return errUnbound
+	}
+	return nil
+}
+
+// key returns what a key provider has under a name.
+func (s *State) key(_ context.Context, id string) ([]byte, error) {
+	if k, ok := s.Config.TestKeys[id]; ok && s.debug() {
+		return k, nil
+	}
+	return nil, fmt.Errorf("key %s: this guest has no key provider", id)
+}
+
+// reportWorkloads fills in what a report says of containers.
+func (s *State) reportWorkloads() error {
+	s.Report.Workloads = s.work.fleet.states()
+	var err error
+	s.Report.WorkloadLog, err = s.readWorkloadLog()
+	return err
+}
