@@ -31,8 +31,11 @@ type Image struct {
 // log is nil where the platform has none, else that of the first shape.
 func (i *Image) Predict(banks []eventlog.Alg) (*measure.Measurements, *eventlog.Log, error) {
 	m, log, err := i.predict(banks)
-	if err == nil && i.Initdata != nil {
+	if err == nil {
 		err = i.giveInitdata(m)
+	}
+	if err == nil {
+		err = i.measureWorkloads(m)
 	}
 	if err != nil {
 		return nil, nil, err

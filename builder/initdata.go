@@ -11,6 +11,7 @@ import (
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/measure"
 	"github.com/plinth-os/plinth/profiles"
+	"github.com/plinth-os/plinth/workload"
 )
 
 // initdataKey is the profile's key, and so what the lock calls the file.
@@ -93,8 +94,16 @@ func (w *work) initdata(i *Image) error {
 	return nil
 }
 
-// giveInitdata adds what evidence of a guest shows that is given i.Initdata.
+// giveInitdata adds what evidence of a guest shows that is given i.Initdata, or
+// that looks for initdata and is given none.
 func (i *Image) giveInitdata(m *measure.Measurements) error {
+	looks := i.Profile.Workloads.From == profiles.FromInitdata
+	if i.Initdata == nil {
+		if looks && i.Profile.Platform == profiles.PlatformVTPM {
+			return m.RequireInitdata("no initdata", workload.NoInitdata())
+		}
+		return nil
+	}
 	b, err := bindInitdata(i.Profile.Platform, i.Initdata)
 	if err != nil {
 		return err
@@ -112,6 +121,9 @@ func (i *Image) giveInitdata(m *measure.Measurements) error {
 		digest, err := b.Extend()
 		if err != nil {
 			return err
+		}
+		if looks {
+			return m.RequireInitdata("initdata", digest)
 		}
 		return m.ExtendInitdata(digest)
 	}

@@ -103,7 +103,7 @@ func TestInitdataRefuses(t *testing.T) {
 	s := newSite(t)
 	refused := func(path, want string) error {
 		t.Helper()
-		_, err := Import(context.Background(), &source.Client{Store: s.Store}, s.profile("", "initdata="+path))
+		_, err := Import(context.Background(), &source.Client{Store: s.Store}, s.profile("", "initdata="+path), nil)
 		wantError(t, err, want)
 		return err
 	}

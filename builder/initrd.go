@@ -67,14 +67,9 @@ func (s *Spec) wantedModules() []string {
 		names = append(names, "qemu_fw_cfg")
 	}
 	if s.Profile.Verity() {
-		for _, m := range rootModules(&s.Profile.Root) {
-			if s.Profile.Kernel.File != "" && s.Profile.Kernel.ModulesDir == "" {
-				m = "?" + m // everything is built in: there is nothing to look it up in
-			}
-			names = append(names, m)
-		}
+		names = append(names, needed(s.Profile, rootModules(&s.Profile.Root))...)
 	}
-	return names
+	return append(names, needed(s.Profile, containerModules(s.Profile))...)
 }
 
 // rootModules lead to a verity root.
@@ -105,6 +100,9 @@ func (w *work) initrdEntries(entries []tree.Entry, mods []initrd.Module) ([]tree
 		}
 		entries = append(entries, tree.File(name, 0o644, tree.Bytes(body)))
 		c.Modules = append(c.Modules, config.Module{Path: "/" + name, Params: m.Params})
+	}
+	if err := w.addContainers(c); err != nil {
+		return nil, err
 	}
 	conf, err := c.Marshal()
 	if err != nil {

@@ -54,6 +54,10 @@ func locals(p *profiles.Profile) []local {
 	add(putFile, "root.verity_cert", p.Root.VerityCert)
 	add(putPublicKey, "pcr_policy.key", p.PCRPolicy.Key)
 	add(putInitdata(p), initdataKey, p.Initdata)
+	add(putFile, policyKey, p.Workloads.Policy)
+	add(putFile, registriesKey, p.Workloads.Registries)
+	add(putFile, registriesDKey+"[]", p.Workloads.RegistriesD...)
+	add(putFile, casKey, p.Workloads.CAs)
 	for _, f := range p.Files {
 		if f.HasContent() {
 			all = append(all, local{fileKey(f), func(ctx context.Context, c *source.Client) (cas.Ref, error) { return putProfileFile(ctx, c, f) }})
@@ -71,8 +75,9 @@ func layerKey(l profiles.Layer) string { return "layers " + l.Name }
 
 // Import brings what a profile names by path or by address, and the inline text of
 // its files, into the store of c and returns the lock's entries for it. Of a
-// private key only the public half is taken.
-func Import(ctx context.Context, c *source.Client, p *profiles.Profile) ([]source.File, error) {
+// private key only the public half is taken. Images that old has locked, nil for
+// none, stay what they are there.
+func Import(ctx context.Context, c *source.Client, p *profiles.Profile, old *source.Lock) ([]source.File, error) {
 	var out []source.File
 	for _, l := range locals(p) {
 		r, err := l.put(ctx, c)
@@ -81,6 +86,11 @@ func Import(ctx context.Context, c *source.Client, p *profiles.Profile) ([]sourc
 		}
 		out = append(out, source.File{Path: l.key, Size: r.Size, SHA256: r.Digest})
 	}
+	images, err := importImages(ctx, c, p, old)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, images...)
 	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
 	return out, nil
 }

@@ -36,7 +36,7 @@ kek    = ["a.bin", "sb.pem"]
 [pcr_policy]
 key = "pcr.key"
 `)
-	got, err := Import(context.Background(), s.Client, p)
+	got, err := Import(context.Background(), s.Client, p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,11 +81,11 @@ func TestImportRefuses(t *testing.T) {
 	} {
 		s := newSite(t)
 		s.keyPair("sb")
-		_, err := Import(context.Background(), s.Client, s.profile(c.text))
+		_, err := Import(context.Background(), s.Client, s.profile(c.text), nil)
 		wantError(t, err, c.want)
 	}
 	s := newSite(t)
-	if _, err := Import(context.Background(), s.Client, s.profile("[[files]]\npath = \"/a\"\nsource = \"none\"\n")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Import(context.Background(), s.Client, s.profile("[[files]]\npath = \"/a\"\nsource = \"none\"\n"), nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want one that says that there is no file", err)
 	}
 }
@@ -113,7 +113,7 @@ func TestImportDirectory(t *testing.T) {
 		p := s.profile("")
 		p.Kernel.Package, p.Kernel.File = "", filepath.Join(s.dir, "bzImage")
 		p.Kernel.ModulesDir = filepath.Join(s.dir, name)
-		files, err := Import(context.Background(), s.Client, p)
+		files, err := Import(context.Background(), s.Client, p, nil)
 		if err != nil || len(files) != 2 || files[1].Path != "kernel.modules_dir" {
 			t.Fatalf("%v, %v", files, err)
 		}

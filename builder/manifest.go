@@ -70,6 +70,7 @@ const (
 	SPDXName         = "sbom.spdx.json"
 	CycloneDXName    = "sbom.cdx.json"
 	InitdataName     = "initdata.toml"
+	WorkloadsName    = "workloads.json"
 )
 
 // artefacts maps outputs of steps to the names that users see. What is optional
@@ -95,6 +96,7 @@ var artefacts = []struct {
 	{MeasurementsName, "measure", "measurements.json", false},
 	{EventLogName, "measure", "eventlog.json", true},
 	{InitdataName, "measure", "initdata.toml", true},
+	{WorkloadsName, "workloads", workloadsOutput, true},
 	{SPDXName, "verity", "sbom.spdx.json", true},
 	{CycloneDXName, "verity", "sbom.cdx.json", true},
 	{SPDXName, "initrd", "sbom.spdx.json", true}, // where the initrd is the root

@@ -14,19 +14,7 @@ import (
 // LoadedModules lists the modules that the agent in an initrd loads, in its
 // order: with Secure Boot on, a kernel's IMA measures each of them.
 func LoadedModules(r io.Reader) ([]measure.Module, error) {
-	entries, err := initrd.Read(r)
-	if err != nil {
-		return nil, err
-	}
-	files := map[string]tree.Entry{}
-	for _, e := range entries {
-		files["/"+e.Path] = e
-	}
-	b, err := content(files, config.Path)
-	if err != nil {
-		return nil, err
-	}
-	c, err := config.Parse(b)
+	files, c, err := readAgent(r)
 	if err != nil {
 		return nil, err
 	}
@@ -39,6 +27,24 @@ func LoadedModules(r io.Reader) ([]measure.Module, error) {
 		out = append(out, measure.Module{Path: m.Path, SHA256: fmt.Sprintf("%x", sha256.Sum256(b))})
 	}
 	return out, nil
+}
+
+// readAgent reads an initrd: its files by their paths, and what it tells the agent.
+func readAgent(r io.Reader) (map[string]tree.Entry, *config.Config, error) {
+	entries, err := initrd.Read(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	files := map[string]tree.Entry{}
+	for _, e := range entries {
+		files["/"+e.Path] = e
+	}
+	b, err := content(files, config.Path)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := config.Parse(b)
+	return files, c, err
 }
 
 func content(files map[string]tree.Entry, path string) ([]byte, error) {

@@ -69,6 +69,20 @@ var movedBy = map[string]string{
 	"machine.type": "measure", "machine.cpu": "measure", "machine.vcpus": "measure", "machine.memory": "measure", "machine.path": "measure",
 	"outputs.kinds": "forms", "initdata": "",
 
+	"agent.test_keys": "initrd uki disk measure",
+	"network.dhcp":    "initrd uki disk measure", "network.addresses": "initrd uki disk measure", // each is a network
+	"network.gateways": "", "network.dns": "", "network.mtu": "",
+	"workloads.from": "initrd uki disk workloads measure",
+	// Without it nothing else says anything: see TestKeysOfWorkloads.
+	"workloads.policy": "", "workloads.admit": "", "workloads.registries": "", "workloads.registries_d": "", "workloads.cas": "",
+	"workloads.proxy": "", "workloads.no_proxy": "", "workloads.auth": "", "workloads.image_service": "", "workloads.max_size": "",
+	"workloads.max_files": "", "workloads.memory": "", "workloads.disk": "", "workloads.event_pcr": "", "workloads.pcr_23": "",
+	"workload.name": "", "workload.image": "", "workload.archive": "", "workload.command": "", "workload.args": "", "workload.env": "",
+	"workload.dir": "", "workload.user": "", "workload.mounts.path": "", "workload.mounts.source": "", "workload.mounts.tmpfs": "",
+	"workload.ports": "", "workload.network": "", "workload.memory": "", "workload.milli_cpu": "", "workload.pids": "",
+	"workload.capabilities": "", "workload.read_only": "", "workload.scratch": "", "workload.devices": "", "workload.restart": "",
+	"workload.output": "", "workload.exec": "",
+
 	"Name": "initrd uki disk measure", "Origin": "", "Dir": "", "Stock": "",
 }
 
@@ -90,6 +104,9 @@ var movedByVerity = map[string]string{
 	"layers.name": "rootfs verity initrd uki disk measure", "layers.paths": "rootfs verity initrd uki disk measure", "layers.strip": "rootfs verity initrd uki disk measure",
 	"layers.to": "rootfs verity initrd uki disk measure", "layers.owner": "rootfs verity initrd uki disk measure",
 	"agent.shell": "rootfs verity initrd uki disk measure",
+
+	"network.dhcp": "rootfs verity initrd uki disk measure", "network.addresses": "rootfs verity initrd uki disk measure", // a link to its name servers
+	"workloads.from": "rootfs verity initrd uki disk workloads measure", // must hold the runtime
 }
 
 // movedOn says what moves on a platform and not on others.
@@ -117,6 +134,8 @@ func everything() *Spec {
 		Users:    []profiles.User{{}},
 		Groups:   []profiles.Group{{}},
 		Services: []profiles.Service{{Env: map[string]string{}}},
+		Agent:    profiles.Agent{TestKeys: map[string]string{}},
+		Workload: []profiles.Workload{{Env: map[string]string{}, Mounts: []profiles.Mount{{}}}},
 	}
 	n := 0
 	leaves(reflect.ValueOf(p).Elem(), "", func(_ string, v reflect.Value) {
@@ -124,6 +143,8 @@ func everything() *Spec {
 		change(v, n)
 	})
 	p.Outputs.Kinds = nil // without the step for them: TestKeysOfForms
+	// Without containers: TestKeysOfWorkloads.
+	p.Network, p.Workloads, p.Agent.TestKeys = profiles.Network{}, profiles.Workloads{}, map[string]string{}
 	lock := &source.Lock{}
 	for i, role := range []string{roleKernel, roleStub, roleFirmware, roleGeneric, roleRoot} {
 		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})

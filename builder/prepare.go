@@ -30,7 +30,11 @@ type Workplace struct {
 // Spec reads or makes the lock and gathers all that decides the image. Packages
 // enter a lock only when there is none yet, or through Relock.
 func (w *Workplace) Spec(ctx context.Context, p *profiles.Profile, g Guest) (*Spec, error) {
-	files, err := Import(ctx, w.Client, p)
+	old, err := ReadLock(w.LockPath)
+	if err != nil {
+		return nil, err
+	}
+	files, err := Import(ctx, w.Client, p, old)
 	if err != nil {
 		return nil, err
 	}
@@ -95,16 +99,16 @@ func (w *Workplace) lock(ctx context.Context, p *profiles.Profile, files []sourc
 // Relock resolves afresh what update names (all with an empty list and all set)
 // and what the profile asks for beyond the lock.
 func (w *Workplace) Relock(ctx context.Context, p *profiles.Profile, update []string, all bool) (old, lock *source.Lock, err error) {
-	files, err := Import(ctx, w.Client, p)
-	if err != nil {
-		return nil, nil, err
-	}
 	old, err = ReadLock(w.LockPath)
 	if err != nil {
 		return nil, nil, err
 	}
+	files, err := Import(ctx, w.Client, p, keptImages(old, update, all))
+	if err != nil {
+		return nil, nil, err
+	}
 	req := Request(p, files, w.Now)
-	req.Update, req.UpdateAll = update, all
+	req.Update, req.UpdateAll = packagesOf(update, files), all
 	lock, err = w.resolve(ctx, p, req, old)
 	return old, lock, err
 }
@@ -113,7 +117,11 @@ func (w *Workplace) Relock(ctx context.Context, p *profiles.Profile, update []st
 func (w *Workplace) CheckLock(ctx context.Context, p *profiles.Profile) error {
 	locked := *w
 	locked.Locked = true
-	files, err := Import(ctx, w.Client, p)
+	old, err := ReadLock(w.LockPath)
+	if err != nil {
+		return err
+	}
+	files, err := Import(ctx, w.Client, p, old)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/plinth-os/plinth/internal/dm"
 	"github.com/plinth-os/plinth/internal/gpt"
 	"github.com/plinth-os/plinth/verity"
+	"github.com/plinth-os/plinth/workload"
 )
 
 // Root is what an image says of its verity root.
@@ -200,9 +201,12 @@ func loadRoot(st *cas.Store, r cas.Ref) (*Root, error) {
 // cmdline is the kernel command line: measured, and compared by the agent. root
 // is nil where the initrd is the root.
 func (s *Spec) cmdline(root *Root) string {
-	words := s.Profile.Cmdline
+	words := slices.Clone(s.Profile.Cmdline)
+	if from := s.Profile.Workloads.From; from != "" {
+		words = append(words, workload.Argument+"="+from)
+	}
 	if root != nil {
-		words = append(words[:len(words):len(words)], root.Argument)
+		words = append(words, root.Argument)
 	}
 	return strings.Join(words, " ")
 }

@@ -65,12 +65,16 @@ func (w *work) rootTree(ctx context.Context) (*rootfs.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
+	files = append(files, w.containerFiles()...)
 	files = append(files, tree.File(rootfs.Agent, 0o755, w.blob(w.Guest.Agent)))
 	if w.Profile.Agent.Shell {
 		files = append(files, tree.File(guestShell, 0o755, w.blob(w.Guest.Shell)))
 	}
 	t, err := rootfs.Build(append(pkgs, layers...), files, w.rootParams())
 	if err != nil {
+		return nil, err
+	}
+	if err := w.checkRuntime(t.Entries); err != nil {
 		return nil, err
 	}
 	if err := w.nameFiles(&t.Inventory); err != nil {

@@ -59,7 +59,11 @@ var pipeline = []step{
 		inputs: func(s *Spec) any {
 			p := s.Profile
 			// Private keys stand in it by their certificate or public half.
-			return []any{p.Cmdline, s.origin("", "secure_boot.cert", "pcr_policy.key"), p.PCRPolicy.Banks, p.PhasePaths()}
+			in := []any{p.Cmdline, s.origin("", "secure_boot.cert", "pcr_policy.key"), p.PCRPolicy.Banks, p.PhasePaths()}
+			if p.HasWorkloads() {
+				in = append(in, p.Workloads.From)
+			}
+			return in
 		},
 		run: runUKI,
 	},
@@ -88,7 +92,15 @@ var pipeline = []step{
 		run: runForms,
 	},
 	{
-		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk"},
+		name: "workloads", version: 1, when: func(s *Spec) bool { return s.Profile.HasWorkloads() },
+		does: "note the images that workloads name, as the lock has them",
+		inputs: func(s *Spec) any {
+			return []any{s.origin("", "workload", initdataKey), s.Profile.Workloads.From}
+		},
+		run: runWorkloads,
+	},
+	{
+		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk", "workloads"},
 		does: "predict what firmware, stub and kernel will measure",
 		inputs: func(s *Spec) any {
 			p := s.Profile
@@ -104,6 +116,9 @@ var pipeline = []step{
 			}
 			if p.Initdata != "" {
 				in = append(in, s.origin("", initdataKey))
+			}
+			if p.HasWorkloads() {
+				in = append(in, p.Workloads.From, workloadEvents(p))
 			}
 			return in
 		},
@@ -141,7 +156,7 @@ func initrdInputs(s *Spec) any {
 	if p.Combined() { // the agent runs without a TPM
 		in = append(in, "tpm optional")
 	}
-	return in
+	return append(in, s.containerInputs()...)
 }
 
 // signedRoot tells whether the disk has a signature of the root hash.
@@ -154,7 +169,7 @@ func (s *Spec) rootInputs() any {
 	if len(p.Layers) > 0 {
 		in = append(in, s.origin("", "layers"), layerPlacement(p.Layers))
 	}
-	return in
+	return append(in, s.containerRootInputs()...)
 }
 
 // shell is the digest of the shell, for a profile that has one.

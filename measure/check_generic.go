@@ -52,6 +52,8 @@ type genericCheck struct {
 	m *Measurements
 	p *Prediction
 	r *CheckResult
+
+	workloads bool // m has a value for them
 }
 
 // inputs holds what was booted to what the document was computed from.
@@ -117,6 +119,8 @@ func (g *genericCheck) trustDomain(shape Shape) error {
 		switch v.Register {
 		case "rtmr1", "rtmr2":
 			g.r.add(sameEvents(v, n, alg, got))
+		case registerWorkloads:
+			g.r.add(g.sameWorkloads(v))
 		default:
 			g.r.add(RegisterCheck{Register: v.Register, Bank: v.Bank, Verdict: NotChecked, Provenance: v.Provenance,
 				Reason: "only TDX measures it: this boot had another firmware and a software TPM"})
@@ -183,12 +187,44 @@ func sameEvents(v *Value, register int, alg eventlog.Alg, got []eventlog.Event) 
 	return x
 }
 
-// settledAll checks that the guest extended no register of the TPM: it was not
-// built for one.
+// workloadPCRs are those that a guest may be told to measure its workloads into.
+var workloadPCRs = []int{14, 15, 23}
+
+// sameWorkloads looks for what RTMR 3 would hold in the TPM: a guest that was told
+// to measures its workloads into a register there, too.
+func (g *genericCheck) sameWorkloads(v *Value) RegisterCheck {
+	x := RegisterCheck{Register: v.Register, Bank: v.Bank, Phase: v.Phase, Provenance: v.Provenance, Verdict: NotChecked,
+		Reason: "only TDX has it: this boot had another firmware and a software TPM"}
+	if v.Phase != PhaseWorkloads {
+		return x
+	}
+	g.workloads = true
+	for _, n := range workloadPCRs {
+		after, moved := g.o.After[v.Bank][n], g.o.After[v.Bank][n] != g.o.Before[v.Bank][n]
+		if !moved || after == "" {
+			continue
+		}
+		x.Want, x.Got = v.values(), after
+		x.Verdict, x.Reason = Mismatch, fmt.Sprintf("PCR %d, which has the same events under the generic firmware", n)
+		if x.Index = slices.Index(x.Want, after); x.Index >= 0 {
+			x.Verdict = Match
+		} else if v.Provenance == Volatile {
+			x.Verdict, x.Reason = NotPredicted, v.Reason
+		}
+		return x
+	}
+	return x
+}
+
+// settledAll checks that the guest extended no register of the TPM, but those of
+// workloads: it was not built for one.
 func (g *genericCheck) settledAll() {
 	for _, bank := range slices.Sorted(maps.Keys(g.o.Before)) {
 		before := g.o.Before[bank]
 		for n := range registers {
+			if g.workloads && slices.Contains(workloadPCRs, n) {
+				continue
+			}
 			if after, ok := g.o.After[bank][n]; ok && after != before[n] {
 				g.r.add(RegisterCheck{Register: fmt.Sprintf("pcr%d", n), Bank: bank, Phase: "after", Verdict: Mismatch, Provenance: Predicted,
 					Want: []string{before[n]}, Got: after, Reason: "extended by the guest, which was to leave it alone"})

@@ -20,6 +20,20 @@ const registerInitdata = "pcr8"
 // values without a phase stay too: a guest that is given none extends nothing.
 // Initdata Specification 0.1.0, "Integrity Binding for Different TEEs".
 func (m *Measurements) ExtendInitdata(digest []byte) error {
+	return m.extendInitdata(EventRef{Name: "initdata", Source: initdataMaybe}, digest)
+}
+
+// RequireInitdata does the same for a guest whose agent looks for initdata: it
+// extends the digest, or a marker in its place where it is given none, and always
+// one of the two. name says which.
+func (m *Measurements) RequireInitdata(name string, digest []byte) error {
+	return m.extendInitdata(EventRef{Name: name, Source: "initdata, by the agent"}, digest)
+}
+
+// initdataMaybe is the source of an event that not every guest extends.
+const initdataMaybe = "initdata, by the guest"
+
+func (m *Measurements) extendInitdata(event EventRef, digest []byte) error {
 	if n := eventlog.SHA256.Size(); len(digest) != n {
 		return fmt.Errorf("measure: initdata: digest of %d bytes: want %d", len(digest), n)
 	}
@@ -32,7 +46,7 @@ func (m *Measurements) ExtendInitdata(digest []byte) error {
 		if v.Phase != "" {
 			return fmt.Errorf("measure: initdata: %s has a phase %q already", v.Register, v.Phase)
 		}
-		out = append(out, v.extended(digest))
+		out = append(out, v.extended(event, digest))
 	}
 	if len(out) == len(m.Values) {
 		return errors.New("measure: initdata: no value for pcr8 in bank sha256")
@@ -41,21 +55,11 @@ func (m *Measurements) ExtendInitdata(digest []byte) error {
 	return nil
 }
 
-// extended is v after the digest of the initdata.
-func (v Value) extended(digest []byte) Value {
-	event := EventRef{Name: "initdata", Type: eventlog.IPL.String(), Digest: hex.EncodeToString(digest), Source: "initdata, by the guest", Unlogged: true}
-	fold := func(h string) string {
-		b, _ := hex.DecodeString(h) // written by a prediction
-		return hex.EncodeToString(eventlog.Extend(eventlog.SHA256, b, digest))
-	}
+// extended is v after the digest of the initdata, or the marker for none.
+func (v Value) extended(event EventRef, digest []byte) Value {
+	event.Type, event.Digest, event.Unlogged = eventlog.IPL.String(), hex.EncodeToString(digest), true
 	v.Phase, v.Events = PhaseInitdata, append(slices.Clone(v.Events), event)
-	v.OneOf = slices.Clone(v.OneOf)
-	for i := range v.OneOf {
-		v.OneOf[i] = fold(v.OneOf[i])
-	}
-	if v.Value != "" {
-		v.Value = fold(v.Value)
-	}
+	v.fold(eventlog.SHA256, digest)
 	switch {
 	case v.Provenance == Volatile:
 	case len(v.Events) > 1:
@@ -66,10 +70,11 @@ func (v Value) extended(digest []byte) Value {
 	return v
 }
 
-// withoutInitdata tells whether x, of a value after the initdata, is of a guest
+// withoutInitdata tells whether a value after the initdata is checked of a guest
 // that was given none: it left the register alone.
 func (c *checker) withoutInitdata(v *Value, register int) bool {
 	before := c.o.Before[v.Bank][register]
 	after, ok := c.o.After[v.Bank][register]
-	return v.Phase == PhaseInitdata && before != "" && (!ok || after == before)
+	maybe := slices.ContainsFunc(v.Events, func(e EventRef) bool { return e.Source == initdataMaybe })
+	return v.Phase == PhaseInitdata && maybe && before != "" && (!ok || after == before)
 }

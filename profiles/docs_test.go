@@ -58,7 +58,7 @@ func reference() string {
 			fmt.Fprintf(&b, "\n### `[%s.NAME]`\n\n%s\n", k.path, k.doc)
 			rows(&b, k.elem)
 		case k.kind == kindTables:
-			fmt.Fprintf(&b, "\n### `[[%s]]`\n\n%s\n", k.path, k.doc)
+			fmt.Fprintf(&b, "\n### `[[%s]]`\n\n%s\n", strings.ReplaceAll(k.path, "[]", ""), k.doc)
 			rows(&b, k.elem)
 		}
 	})

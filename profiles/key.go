@@ -3,6 +3,7 @@ package profiles
 import (
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"path"
 	"reflect"
 	"regexp"
@@ -91,6 +92,16 @@ var formats = makeFormats(
 	format{name: "bits", says: `a number of 64 bits in quotes, as in "0x30000"`, pattern: regexp.MustCompile(`^0x(0|[1-9a-f][0-9a-f]{0,15})$`)},
 	format{name: "hex16", says: "16 bytes in lower-case hexadecimal", pattern: regexp.MustCompile(`^[0-9a-f]{32}$`)},
 	format{name: "hex48", says: "48 bytes in lower-case hexadecimal", pattern: regexp.MustCompile(`^[0-9a-f]{96}$`)},
+	format{name: "key", says: "kbs:///REPOSITORY/TYPE/TAG", pattern: regexp.MustCompile(`^kbs:///[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$`)},
+	format{name: "cidr", says: "an address and the length of its network, as in 192.0.2.7/24", check: func(s string) bool { p, err := netip.ParsePrefix(s); return err == nil && p.String() == s }},
+	format{name: "ip", says: "an IP address, as in 192.0.2.1", check: func(s string) bool { a, err := netip.ParseAddr(s); return err == nil && a.Zone() == "" }},
+	format{name: "serial", says: "the serial number of a disk: letters, digits and ._-, at most 20", pattern: regexp.MustCompile(`^[A-Za-z0-9._-]{1,20}$`)},
+	format{name: "label", says: "lower-case letters, digits and -, at most 63", pattern: regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)},
+	format{name: "image", says: "docker://HOST/REPOSITORY with a tag or a digest, or oci-archive:/dev/disk/by-id/virtio-SERIAL", pattern: regexp.MustCompile(`^(docker://[!-~]+|oci-archive:/dev/disk/by-id/virtio-[!-~]+)$`)},
+	format{name: "user", says: "USER or USER:GROUP", pattern: regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}[$]?(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}[$]?)?$`)},
+	format{name: "port", says: "GUEST:CONTAINER or GUEST:CONTAINER/udp, ports from 1 to 65535", pattern: regexp.MustCompile(`^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}(/(tcp|udp))?$`), check: func(s string) bool { _, guest, container := Port(s); return max(guest, container) <= 65535 }},
+	format{name: "capability", says: "a capability, as in CAP_NET_ADMIN", pattern: regexp.MustCompile(`^CAP_[A-Z_]+$`)},
+	format{name: "cdi", says: "a device, as in vendor.example/class=name", pattern: regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*$`)},
 	format{name: "cpu", says: "a QEMU CPU model", pattern: regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._,+=-]*$`)},
 )
 
@@ -100,6 +111,15 @@ func makeFormats(list ...format) map[string]format {
 		m[f.name] = f
 	}
 	return m
+}
+
+// Port reads a port of Workload.Ports.
+func Port(s string) (protocol string, guest, container int) {
+	ports, protocol, _ := strings.Cut(s, "/")
+	g, c, _ := strings.Cut(ports, ":")
+	guest, _ = strconv.Atoi(g) // the format was checked when it was read
+	container, _ = strconv.Atoi(c)
+	return protocol, guest, container
 }
 
 func printable(s string) bool {

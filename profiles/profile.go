@@ -44,6 +44,10 @@ type Profile struct {
 	Services []Service         `toml:"services" doc:"Programs that the agent starts and supervises, in this order; an entry of the same name in an extended profile is changed."`
 	Agent    Agent             `toml:"agent" doc:"PID 1 of the guest."`
 
+	Network   Network    `toml:"network" doc:"The guest's one network interface. Absent: loopback alone."`
+	Workloads Workloads  `toml:"workloads" doc:"Container images that the guest pulls, checks, measures and runs. Absent: none."`
+	Workload  []Workload `toml:"workload" doc:"A container, one table each, started in this order; an entry of the same name in an extended profile is changed. For workloads.from = image."`
+
 	SecureBoot SecureBoot `toml:"secure_boot" doc:"Authenticode signature of the image and the keys that the firmware checks it with. Absent: unsigned."`
 	PCRPolicy  PCRPolicy  `toml:"pcr_policy" doc:"Signed PCR 11 policy, as systemd-measure makes it. Absent: none."`
 	Machine    Machine    `toml:"machine" doc:"The virtual machine that boot runs and measure predicts."`
@@ -196,6 +200,8 @@ type Agent struct {
 	FWCfg  bool     `toml:"fw_cfg" default:"false" doc:"Load the qemu_fw_cfg module. It shows the guest whatever the host puts there, unmeasured."`
 	Debug  bool     `toml:"debug" default:"false" doc:"Say what is wrong with the boot and go on, instead of stopping. Not for a guest with secrets."`
 	Shell  bool     `toml:"shell" default:"false" doc:"Start a shell on the console. Wants debug."`
+
+	TestKeys map[string]string `toml:"test_keys" json:",omitempty" format:"key" doc:"Keys that a broker would give the guest, in base64, by the names under which images and workloads.auth ask for them. They lie open in the image. Wants debug; plinth lint refuses it."`
 }
 
 // SecureBoot is the signature of the image and the keys in the firmware's variable store.
@@ -246,6 +252,80 @@ type TDX struct {
 	MROwner       string `toml:"mr_owner" format:"hex48" doc:"MROWNER."`
 	MROwnerConfig string `toml:"mr_owner_config" format:"hex48" doc:"MROWNERCONFIG."`
 }
+
+// Network is how the guest's network interface is set up.
+type Network struct {
+	DHCP      bool     `toml:"dhcp" excludes:"addresses gateways" doc:"Take what a DHCPv4 server and IPv6 routers say. Both are the host's: containers speak to the world over TLS or not at all."`
+	Addresses []string `toml:"addresses,unique" format:"cidr" doc:"Fixed addresses with the lengths of their networks."`
+	Gateways  []string `toml:"gateways,unique" format:"ip" doc:"Routers, at most one for IPv4 and one for IPv6."`
+	DNS       []string `toml:"dns,unique" format:"ip" doc:"Name servers; with dhcp, in the place of those that it names."`
+	MTU       int      `toml:"mtu" min:"1280" max:"65535" doc:"Largest packet, in bytes. Absent: what DHCP says, or 1500."`
+}
+
+// Workloads is what holds for all container images of the guest.
+type Workloads struct {
+	From         string   `toml:"from" enum:"image|initdata" doc:"Where the one list of workloads comes from: this profile, in the image, or the part workloads.json of the initdata that the guest is given. The measured command line says which. With initdata, the keys below but event_pcr, pcr_23, memory and disk are for that document to say."`
+	Policy       string   `toml:"policy" format:"file" doc:"Which signatures images must have, a policy.json as containers-policy.json(5) describes it; keyPath in it is a path of the guest. Absent: every image is rejected."`
+	Admit        []string `toml:"admit,unique" enum:"encrypted+signed|encrypted+unsigned|plain+signed|plain+unsigned" doc:"Kinds of images that are taken at all, whatever the policy says. Absent: the two that are signed."`
+	Registries   string   `toml:"registries" format:"file" doc:"Mirrors, blocked and insecure registries, a registries.conf of version 2."`
+	RegistriesD  []string `toml:"registries_d,unique" format:"file" doc:"Where signatures lie: the YAML files of containers-registries.d(5)."`
+	CAs          string   `toml:"cas" format:"file" doc:"Certificates in PEM that registries are trusted by, besides those of the root file system."`
+	Proxy        string   `toml:"proxy" format:"url" doc:"Proxy for registries, http://HOST:PORT."`
+	NoProxy      string   `toml:"no_proxy" format:"line" doc:"What is reached without it, as the variable NO_PROXY."`
+	Auth         string   `toml:"auth" format:"key" doc:"Name of the registries' credentials at the key broker, which are an auth.json. They are never in the image."`
+	ImageService bool     `toml:"image_service" doc:"Let programs of the root file system pull images by the interface of CoCo's confidential-data-hub, under the same policy."`
+	MaxSize      int      `toml:"max_size" min:"1" max:"16777216" doc:"The most that one image may hold, unpacked, in MiB. Absent: 64 GiB, or what there is room for."`
+	MaxFiles     int      `toml:"max_files" min:"1" max:"1000000000" doc:"The most files that one image may have. Absent: the puller's default."`
+	Memory       int      `toml:"memory" min:"16" max:"1048576" excludes:"disk" doc:"Keep images in memory, in so many MiB at most. Absent, and no disk: half of machine.memory."`
+	Disk         string   `toml:"disk" format:"serial" doc:"Keep images on the virtio disk of this serial number, encrypted with a key that nobody knows and that is gone when the guest stops."`
+	EventPCR     int      `toml:"event_pcr" min:"14" max:"15" doc:"Register of the TPM that workloads are measured into before they start. Absent: 14, which shim uses where there is one, and here is none. A trust domain measures them into RTMR 3 as well."`
+	PCR23        bool     `toml:"pcr_23" doc:"Measure them into PCR 23, too, for tools that look there. Whoever reaches the TPM in the guest can reset it."`
+}
+
+// Workload is one container.
+type Workload struct {
+	Name    string            `toml:"name,id" format:"label" doc:"Name of the container, and its host name."`
+	Image   string            `toml:"image" format:"image" doc:"The image: docker://HOST/REPOSITORY@sha256:..., or with a tag, where the policy asks for a signature; oci-archive:/dev/disk/by-id/virtio-SERIAL for an OCI archive that is the whole of a disk. Every workload has one."`
+	Archive string            `toml:"archive" format:"file" doc:"The OCI archive that such a disk will hold: the image must be the one that is in it."`
+	Command []string          `toml:"command" format:"word" doc:"Program and arguments in the place of the image's Entrypoint and Cmd."`
+	Args    []string          `toml:"args" format:"word" doc:"Arguments in the place of the image's Cmd."`
+	Env     map[string]string `toml:"env" format:"variable" doc:"Environment besides the image's. Names are measured as they are, values in a digest. No place for secrets."`
+	Dir     string            `toml:"dir" format:"guest" doc:"Working directory. Absent: the image's."`
+	User    string            `toml:"user" format:"user" doc:"User, or USER:GROUP, names as the image has them. Absent: the image's."`
+
+	Mounts       []Mount  `toml:"mounts" doc:"Places that are not in the image."`
+	Ports        []string `toml:"ports,unique" format:"port" doc:"Ports of the guest that lead to the container: GUEST:CONTAINER, with /udp behind it for UDP."`
+	Network      string   `toml:"network" enum:"nat|none" doc:"nat: it reaches what the guest reaches. none: loopback. Absent: nat."`
+	Memory       int      `toml:"memory" min:"1" max:"1048576" doc:"Most memory, in MiB. Absent: no bound of its own."`
+	MilliCPU     int      `toml:"milli_cpu" min:"1" max:"1024000" doc:"Thousandths of a processor. Absent: no bound of its own."`
+	PIDs         int      `toml:"pids" min:"1" max:"4194304" doc:"Most processes and threads. Absent: 1024."`
+	Capabilities []string `toml:"capabilities,unique" format:"capability" doc:"Capabilities besides the default ones, as in CAP_NET_ADMIN."`
+	ReadOnly     bool     `toml:"read_only" excludes:"scratch" doc:"Nothing can be written to the root of the container."`
+	Scratch      int      `toml:"scratch" min:"1" max:"1048576" doc:"Most that is written to the root, which is kept in memory, in MiB. Absent: 64."`
+	Devices      []string `toml:"devices,unique" format:"cdi" doc:"Devices by the Container Device Interface, as in vendor.example/class=name, of specifications in the root file system."`
+	Restart      string   `toml:"restart" enum:"failure|always" doc:"Start it again: failure, when it ended otherwise than with status 0, or always. Absent: never."`
+	Output       string   `toml:"output" enum:"console" doc:"console: what it prints goes to the console, which the host reads. Absent: nobody sees it."`
+	Exec         bool     `toml:"exec" doc:"Programs of the guest may run others in the container."`
+}
+
+// Mount is a place of a container that is not in its image: exactly one of Tmpfs and Source is given.
+type Mount struct {
+	Path   string `toml:"path,id" format:"guest" doc:"Absolute path in the container."`
+	Source string `toml:"source" format:"guest" excludes:"tmpfs" doc:"File or directory of the root file system, read-only."`
+	Tmpfs  int    `toml:"tmpfs" min:"1" max:"1048576" doc:"Memory of its own, of at most so many MiB."`
+}
+
+// Sources of workloads, see Workloads.From.
+const (
+	FromImage    = "image"
+	FromInitdata = "initdata"
+)
+
+// HasWorkloads tells whether the guest runs containers.
+func (p *Profile) HasWorkloads() bool { return p.Workloads.From != "" }
+
+// HasNetwork tells whether the guest has more than loopback.
+func (p *Profile) HasNetwork() bool { return p.Network.DHCP || len(p.Network.Addresses) > 0 }
 
 // Kinds of a root file system, see Root.Kind.
 const (

@@ -1,6 +1,7 @@
 package profiles
 
 import (
+	"encoding/base64"
 	"fmt"
 	"maps"
 	"path"
@@ -14,6 +15,9 @@ const maxCmdline = 2047
 // verityRoom is what the argument of a verity root takes of it, at most: two digests of 64 bytes in hexadecimal, and numbers.
 const verityRoom = 447
 
+// workloadsRoom is what the argument for workloads takes of it.
+const workloadsRoom = len(" plinth.workloads=initdata")
+
 // reserved are the paths of the guest that the agent or the kernel owns: a file put there would be hidden or break the boot.
 var reserved = []string{"/init", "/etc/plinth", "/usr/lib/plinth", "/.extra", "/dev", "/proc", "/run", "/sys"}
 
@@ -23,6 +27,7 @@ var refused = []struct{ argument, reason string }{
 	{"rdinit=", "PID 1 is the agent"},
 	{"initrd=", "it would add a file of the ESP, which the host can write, to the initrd"},
 	{"plinth.verity=", "the build writes it; see root.kind"},
+	{"plinth.workloads=", "the build writes it; see workloads.from"},
 	{"bootconfig", "it would take arguments from what is appended to the initrd, and the agent refuses to start then"},
 }
 
@@ -51,6 +56,8 @@ func (r *rules) judge() {
 	r.root()
 	r.cmdline()
 	r.agent()
+	r.network()
+	r.workloads()
 	r.signing()
 }
 
@@ -243,6 +250,12 @@ func (r *rules) cmdline() {
 	if r.Verity() {
 		limit, beside = maxCmdline-verityRoom, ", for the root hash comes beside it"
 	}
+	if r.HasWorkloads() {
+		limit -= workloadsRoom
+		if beside == "" {
+			beside = ", for workloads.from comes beside it"
+		}
+	}
 	if n := len(strings.Join(r.Cmdline, " ")); n > limit && r.faults.sound("root.kind") {
 		r.fault(spot{"cmdline"}, "", "%d bytes: want at most %d%s", n, limit, beside)
 	}
@@ -258,6 +271,14 @@ func (r *rules) cmdline() {
 func (r *rules) agent() {
 	if r.Agent.Shell && !r.Agent.Debug && r.faults.sound("agent.debug") {
 		r.fault(spot{"agent", "shell"}, "add debug = true", "wants agent.debug")
+	}
+	if len(r.Agent.TestKeys) > 0 && !r.Agent.Debug && r.faults.sound("agent.debug") {
+		r.fault(spot{"agent", "test_keys"}, "add debug = true", "wants agent.debug")
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Agent.TestKeys)) {
+		if _, err := base64.StdEncoding.DecodeString(r.Agent.TestKeys[name]); err != nil {
+			r.fault(spot{"agent", "test_keys", name}, "", "want base64")
+		}
 	}
 	for i, m := range r.Kernel.Modules {
 		if name := strings.ReplaceAll(strings.TrimPrefix(m, "?"), "-", "_"); name == "qemu_fw_cfg" {

@@ -284,6 +284,52 @@ phases = ["ready"]
 fw_cfg = true
 debug = true
 shell = true
+test_keys = { "kbs:///a/b/c" = "AA==" }
+[network]
+dhcp = true
+dns = ["192.0.2.1", "2001:db8::1"]
+mtu = 1400
+[workloads]
+from = "image"
+policy = "p"
+admit = ["plain+signed"]
+registries = "r"
+registries_d = ["d"]
+cas = "c"
+proxy = "http://192.0.2.2:3128"
+no_proxy = "example.com"
+auth = "kbs:///a/b/c"
+image_service = true
+max_size = 1
+max_files = 1
+memory = 16
+event_pcr = 15
+pcr_23 = true
+[[workload]]
+name = "a"
+image = "docker://registry.example.com/a:1"
+command = ["/b", ""]
+args = ["c"]
+env = { A = "" }
+dir = "/d"
+user = "e:f"
+mounts = [{ path = "/g", source = "/h" }, { path = "/i", tmpfs = 1 }]
+ports = ["80:8080", "80:53/udp"]
+network = "nat"
+memory = 1
+milli_cpu = 1
+pids = 1
+capabilities = ["CAP_NET_ADMIN"]
+scratch = 1
+devices = ["vendor.example/class=name"]
+restart = "failure"
+output = "console"
+exec = true
+[[workload]]
+name = "b"
+image = "oci-archive:/dev/disk/by-id/virtio-b"
+archive = "b.tar"
+read_only = true
 [secure_boot]
 key = "k"
 cert = "c"
@@ -334,6 +380,12 @@ xfam = "0xe742e7"
 mr_config_id = "` + strings.Repeat("0a", 48) + `"
 mr_owner = "` + strings.Repeat("0b", 48) + `"
 mr_owner_config = "` + strings.Repeat("0c", 48) + `"
+[network]
+addresses = ["192.0.2.7/24"]
+gateways = ["192.0.2.1"]
+[workloads]
+from = "initdata"
+disk = "images"
 `}
 
 // zeros is a SHA-256 in hexadecimal.
@@ -364,7 +416,7 @@ func TestEverything(t *testing.T) {
 		for _, v := range p.Explain() {
 			name := index.ReplaceAllString(v.Key, "[]")
 			name = regexp.MustCompile(`^sources\.[ab]\.`).ReplaceAllString(name, "sources.*.")
-			name = strings.TrimSuffix(name, "./usr/bin/awk")
+			name = strings.TrimSuffix(strings.TrimSuffix(name, "./usr/bin/awk"), ".kbs:///a/b/c")
 			given[strings.TrimSuffix(strings.TrimSuffix(name, "[]"), ".A")] = true
 		}
 	}
