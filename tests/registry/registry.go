@@ -1,0 +1,174 @@
+// Package registry starts Debian's docker-registry for tests: over TLS, with a
+// certificate of its own authority, and for those who know a password.
+package registry
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/plinth-os/plinth/internal/testenv"
+)
+
+// GuestHost is the address by which guests reach the host under QEMU's user
+// networking; the certificate has it besides 127.0.0.1.
+const GuestHost = "10.0.2.2"
+
+// A Server is one that runs until the test ends.
+type Server struct {
+	Port           string
+	User, Password string
+	CA             []byte // PEM
+	Data           string // directory where it keeps what is pushed
+	dir            string
+}
+
+// Start starts one.
+func Start(t testing.TB) *Server {
+	t.Helper()
+	testenv.Need(t, "docker-registry")
+	dir, err := os.MkdirTemp("", "plinth-registry-") // a test's own folder may have characters that a configuration cannot
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{Port: port, User: "user", Password: rand.Text(), Data: filepath.Join(dir, "data"), dir: dir}
+	s.configure(t)
+	if err := l.Close(); err != nil { // the registry takes the port that was free
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), testenv.Tool("docker-registry"), "serve", filepath.Join(dir, "config.yml"))
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() }) // it was killed with the context
+	s.wait(t, &log)
+	return s
+}
+
+// Host is where the registry is for programs of this machine.
+func (s *Server) Host() string { return "127.0.0.1:" + s.Port }
+
+// Guest is where it is for a guest.
+func (s *Server) Guest() string { return GuestHost + ":" + s.Port }
+
+// AuthFile is an auth.json with the password, for both names.
+func (s *Server) AuthFile() []byte {
+	auth := map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte(s.User + ":" + s.Password))}
+	b, _ := json.Marshal(map[string]any{"auths": map[string]any{s.Host(): auth, s.Guest(): auth}}) // strings alone
+	return b
+}
+
+// CertDir is a directory as skopeo's --dest-cert-dir wants it.
+func (s *Server) CertDir() string { return filepath.Join(s.dir, "certs") }
+
+// Push copies what skopeo calls source ("oci:/dir:name") to a repository and tag.
+func (s *Server) Push(t testing.TB, source, to string) {
+	t.Helper()
+	testenv.Need(t, "skopeo")
+	args := []string{
+		"copy", "--insecure-policy", "--quiet", "--dest-cert-dir", s.CertDir(), "--dest-creds", s.User + ":" + s.Password,
+		source, "docker://" + s.Host() + "/" + to,
+	}
+	if out, err := exec.CommandContext(t.Context(), testenv.Tool("skopeo"), args...).CombinedOutput(); err != nil {
+		t.Fatalf("skopeo copy %s: %v\n%s", source, err, out)
+	}
+}
+
+func (s *Server) configure(t testing.TB) {
+	t.Helper()
+	key, cert := certificate(t)
+	s.CA = cert
+	hash, err := bcrypt.GenerateFromPassword([]byte(s.Password), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"tls.key": key, "tls.crt": cert, "certs/ca.crt": cert,
+		"htpasswd": fmt.Appendf(nil, "%s:%s\n", s.User, hash),
+		"config.yml": []byte(strings.NewReplacer("DIR", s.dir, "ADDR", s.Host()).Replace(`version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: DIR/data}}
+auth: {htpasswd: {realm: test, path: DIR/htpasswd}}
+http: {addr: "ADDR", tls: {certificate: DIR/tls.crt, key: DIR/tls.key}}
+`)),
+	} {
+		path := filepath.Join(s.dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (s *Server) wait(t testing.TB, log *bytes.Buffer) {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, Timeout: 20 * time.Second}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		resp, err := client.Get("https://" + s.Host() + "/v2/")
+		if err == nil {
+			_ = resp.Body.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("docker-registry: %v\n%s", err, log.String())
+		}
+	}
+}
+
+// certificate makes a key and a certificate that is its own authority.
+func certificate(t testing.TB) (key, cert []byte) {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a registry for tests"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(GuestHost)},
+		IsCA:        true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
