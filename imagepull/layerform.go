@@ -1,16 +1,15 @@
 package imagepull
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/plinth-os/plinth/imagepull/crypt"
+	"github.com/plinth-os/plinth/internal/gunzip"
 )
 
 // A form is how a layer's tar is packed.
@@ -68,14 +67,7 @@ const maxWindow = 8 << 20
 func (f form) unpacked(r io.Reader) (io.ReadCloser, error) {
 	switch f.compression {
 	case "gzip":
-		z, err := gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil {
-			return nil, err
-		}
-		return z, nil
+		return io.NopCloser(gunzip.NewReader(r)), nil
 	case "zstd":
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {

@@ -82,7 +82,7 @@ var denied = []struct{ from, to, why string }{
 }
 
 // pure packages are arithmetic: no files, network, processes, clock or randomness.
-var pure = []string{"verity", "uki", "measure", "initrd", "initdata", "workload", "internal/pe", "internal/gpt", "internal/newc", "internal/fat", "internal/erofs", "internal/ident", "internal/tree", "internal/cbor", "internal/jcs"}
+var pure = []string{"verity", "uki", "measure", "initrd", "initdata", "workload", "internal/pe", "internal/gpt", "internal/newc", "internal/fat", "internal/erofs", "internal/ident", "internal/tree", "internal/cbor", "internal/jcs", "internal/gunzip"}
 
 var impure = map[string]bool{
 	"os": true, "os/exec": true, "os/user": true, "os/signal": true, "net": true, "net/http": true, "syscall": true,
