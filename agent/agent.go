@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 
 	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/agent/network"
 	"github.com/plinth-os/plinth/evidence"
 	"golang.org/x/sys/unix"
 )
@@ -43,6 +44,7 @@ func Run(version string) {
 	s.Report.Schema, s.Report.Agent = evidence.ReportSchema, version
 	s.processes = newSupervisor(s)
 	s.work.site = guestSite
+	network.Background = s.background
 	defer s.recoverPanic()
 	s.watchSignals()
 	if err := s.boot(context.Background(), stages); err != nil {
@@ -61,6 +63,7 @@ func (s *State) boot(ctx context.Context, stages []stage) error {
 		switch {
 		case err == nil:
 		case s.debug():
+			s.work.failed = true
 			s.logf("WARNING: %s: %v; only a debug build goes on", st.name, err)
 		default:
 			return fmt.Errorf("%s: %w", st.name, err)

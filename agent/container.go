@@ -36,6 +36,8 @@ type container struct {
 	run   *runner.Runner
 	delay time.Duration // before the first restart
 
+	printed *labelled // nil: nobody sees what it prints
+
 	mu    sync.Mutex
 	now   instance // nil between runs
 	state string   // as in evidence.Workload
@@ -61,7 +63,8 @@ func (c *container) create(ctx context.Context) error {
 	defer cancel()
 	spec := c.spec
 	if c.w.Effective.Output == workload.OutputConsole {
-		spec.Output = &labelled{w: c.s.console, label: spec.ID}
+		c.printed = &labelled{w: c.s.console, label: spec.ID}
+		spec.Output = c.printed
 	}
 	now, err := c.s.work.site.create(ctx, c.run, spec)
 	if err != nil {
@@ -138,6 +141,9 @@ func (c *container) supervise() {
 func (c *container) follow() (failed bool) {
 	name := c.w.Process.Name
 	status, err := c.now.Wait(context.Background())
+	if c.printed != nil {
+		c.printed.flush()
+	}
 	state := evidence.Failed
 	switch {
 	case err != nil:
@@ -209,22 +215,40 @@ func (c *container) kill(sig syscall.Signal) error {
 type labelled struct {
 	w     io.Writer
 	label string
-	rest  []byte // of a line
+
+	mu   sync.Mutex
+	rest []byte // of a line
 }
 
 const maxLine = 4096 // bytes; a longer line becomes several
 
 func (l *labelled) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, b := range p {
 		if b != '\n' {
 			l.rest = append(l.rest, b)
 		}
 		if b == '\n' || len(l.rest) == maxLine {
-			if _, err := fmt.Fprintf(l.w, "%s: %s\n", l.label, l.rest); err != nil {
+			if err := l.line(); err != nil {
 				return 0, err
 			}
-			l.rest = l.rest[:0]
 		}
 	}
 	return len(p), nil
+}
+
+func (l *labelled) line() error {
+	_, err := fmt.Fprintf(l.w, "%s: %s\n", l.label, l.rest)
+	l.rest = l.rest[:0]
+	return err
+}
+
+// flush writes the last line where nothing ends it.
+func (l *labelled) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.rest) > 0 {
+		_ = l.line() // a console that nobody reads
+	}
 }

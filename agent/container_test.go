@@ -200,6 +200,25 @@ func TestLabelled(t *testing.T) {
 	}
 }
 
+// The last line of a run is seen, though nothing ends it.
+func TestLastLine(t *testing.T) {
+	s, _, f := newWorkloads(t, func(c *config.Config) {
+		c.Workloads.Workloads = []workload.Process{{Name: "web", Image: image("web"), Output: workload.OutputConsole}}
+	})
+	if err := bootWorkloads(t, s); err != nil {
+		t.Fatal(err)
+	}
+	r := f.run(t, 1)
+	if _, err := r.out.Write([]byte("one\ntwo")); err != nil {
+		t.Fatal(err)
+	}
+	r.ended <- exited0
+	<-s.work.fleet.all[0].over
+	if got := s.console.(*lockedBuffer).String(); !strings.Contains(got, "web: one\nweb: two\n") {
+		t.Errorf("the console has %q", got)
+	}
+}
+
 func TestControllers(t *testing.T) {
 	s, _ := newGuest(t, config.Config{})
 	wantError(t, s.enableControllers(), "cgroup.controllers: no such file")

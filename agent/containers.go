@@ -10,15 +10,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/agent/runner"
 	"github.com/plinth-os/plinth/evidence"
 )
 
-// Where containers are made, and by what.
-const (
-	containerDir = "/run/plinth/containers"
-	crunPath     = "/usr/bin/crun"
-)
+// containerDir is where containers are made.
+const containerDir = "/run/plinth/containers"
 
 // cdiDirs have the specifications of devices: of the measured root alone.
 var cdiDirs = []string{"/etc/cdi", "/usr/share/cdi"}
@@ -39,6 +37,23 @@ func runContainers(ctx context.Context, s *State) error {
 	if len(s.work.admit) == 0 {
 		return nil
 	}
+	err := s.makeContainers(ctx)
+	if err != nil {
+		err = errors.Join(err, s.dropContainers())
+	}
+	if err != nil && s.work.fleet.ends() {
+		<-ctx.Done() // whoever stops the guest ends it: no stage comes behind this one
+	}
+	if err != nil {
+		return err
+	}
+	for _, c := range s.work.fleet.all {
+		s.background(c.supervise)
+	}
+	return nil
+}
+
+func (s *State) makeContainers(ctx context.Context) error {
 	if err := s.enableControllers(); err != nil {
 		return err
 	}
@@ -47,35 +62,38 @@ func runContainers(ctx context.Context, s *State) error {
 		return err
 	}
 	r := &runner.Runner{
-		Crun: s.path(crunPath), Dir: s.path(containerDir), Processes: s.processes,
+		Crun: s.path(config.Runtime), Dir: s.path(containerDir), Processes: s.processes,
 		Network: net, Logf: s.logf,
 	}
 	for _, d := range cdiDirs {
 		r.CDI = append(r.CDI, s.path(d))
 	}
 	for i, w := range s.work.admit {
+		if s.work.fleet.ends() {
+			return errStopping
+		}
 		c, err := s.newContainer(w, s.work.images[i], r)
 		if err == nil {
 			err = c.create(ctx)
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", w.Process.Name, err), s.dropContainers())
+			return fmt.Errorf("%s: %w", w.Process.Name, err)
 		}
 		s.work.fleet.add(c)
 	}
 	for _, c := range s.work.fleet.all {
-		if err := c.start(ctx); err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", c.w.Process.Name, err), s.dropContainers())
+		if s.work.fleet.ends() {
+			return errStopping
 		}
-	}
-	for _, c := range s.work.fleet.all {
-		s.background(c.supervise)
+		if err := c.start(ctx); err != nil {
+			return fmt.Errorf("%s: %w", c.w.Process.Name, err)
+		}
 	}
 	return nil
 }
 
-// dropContainers takes away what was made before one could not be. Only a debug
-// build goes on after that.
+// dropContainers takes away what was made before one could not be, or before the
+// guest stops. Only a debug build goes on after that.
 func (s *State) dropContainers() error {
 	var errs []error
 	for _, c := range s.work.fleet.all {
@@ -145,12 +163,14 @@ func (f *fleet) ends() bool {
 func (s *State) stopContainers(grace time.Duration) {
 	f := &s.work.fleet
 	f.mu.Lock()
-	if f.stop == nil || f.stopping {
+	if f.stopping {
 		f.mu.Unlock()
 		return
 	}
 	f.stopping = true
-	close(f.stop)
+	if f.stop != nil { // else none was begun, and none will be made
+		close(f.stop)
+	}
 	all := slices.Clone(f.all)
 	f.mu.Unlock()
 	late := time.After(grace)

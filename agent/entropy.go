@@ -26,29 +26,23 @@ type pool interface {
 // seedRandom gives the kernel 256 bits from the processor before the first key is
 // made. Whatever else it has mixed in was seen by the host: the virtio device's
 // numbers, the TPM's, the times of interrupts. Where the processor gives none the
-// boot ends, unless the guest makes no keys.
-func seedRandom(ctx context.Context, s *State) error {
-	return s.seedFrom(ctx, kernelPool{}, rdseed.Seed)
+// boot ends: a guest with workloads or a network makes keys.
+func seedRandom(ctx context.Context, _ *State) error {
+	return seedFrom(ctx, kernelPool{}, rdseed.Fill)
 }
 
-func (s *State) seedFrom(ctx context.Context, p pool, source func() ([rdseed.Size]byte, string, error)) error {
-	seed, from, err := source()
+func seedFrom(ctx context.Context, p pool, source func(*[rdseed.Size]byte) (string, error)) error {
+	var seed [rdseed.Size]byte
 	defer clear(seed[:])
+	from, err := source(&seed)
 	if err != nil {
-		if s.needsKeys() {
-			return err
-		}
-		s.logf("entropy: %v; this guest makes no keys", err)
-		return nil
+		return err
 	}
 	if err := p.credit(seed[:], 8*len(seed)); err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}
 	return waitRandom(ctx, p)
 }
-
-// needsKeys tells whether the guest encrypts a disk or speaks TLS.
-func (s *State) needsKeys() bool { return s.Config.Storage != nil || s.Config.Network != nil }
 
 func waitRandom(ctx context.Context, p pool) error {
 	ctx, cancel := context.WithTimeout(ctx, randomWait)

@@ -181,6 +181,10 @@ func (m *fakeMachine) unmount(target string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.unmounted = append(m.unmounted, target)
+	entries, _ := os.ReadDir(target) // what the mount showed goes with it
+	for _, e := range entries {
+		_ = os.RemoveAll(filepath.Join(target, e.Name()))
+	}
 	return nil
 }
 

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -30,24 +32,76 @@ type imageStore interface {
 	imagepull.Store
 	Mount(chainID digest.Digest, target string) error // of a tree, read-only
 	Unmount(target string) error
+	Collect(keep []digest.Digest) (freed int64, err error)
+	Close() error // forgets its keys
 }
 
 // imageMounts is where trees are shown.
 const imageMounts = "/run/plinth/images"
 
+// shownImages are the trees that are mounted, and where. What is in imageMounts says
+// nothing of that.
+type shownImages struct {
+	mu   sync.Mutex               // also for work.store, which whoever stops the guest looks at
+	dirs map[digest.Digest]string // by chain
+}
+
 // openStorage sets up where images are kept until the guest stops.
-func openStorage(ctx context.Context, s *State) (err error) {
-	c := s.Config.Storage
-	if c.Disk == "" {
-		s.work.store, err = s.work.site.memory(int64(c.MemoryMiB) << 20)
-		return err
-	}
-	device, err := s.disk(ctx, c.Disk)
+func openStorage(ctx context.Context, s *State) error {
+	store, err := s.newStore(ctx)
 	if err != nil {
 		return err
 	}
-	s.work.store, err = s.work.site.disk(ctx, device)
-	return err
+	s.work.shown.mu.Lock()
+	defer s.work.shown.mu.Unlock()
+	s.work.store = store
+	return nil
+}
+
+func (s *State) newStore(ctx context.Context) (imageStore, error) {
+	c := s.Config.Storage
+	if c.Disk == "" {
+		return s.work.site.memory(int64(c.MemoryMiB) << 20)
+	}
+	device, err := s.disk(ctx, c.Disk)
+	if err != nil {
+		return nil, err
+	}
+	return s.work.site.disk(ctx, device)
+}
+
+// closeTime is how long a guest that stops waits for its images to go.
+const closeTime = 3 * time.Second
+
+// closeImages takes away what is shown and the keys with it, as far as nobody uses
+// them still: the machine ends all the same.
+func (s *State) closeImages(grace time.Duration) {
+	done := make(chan error, 1)
+	s.background(func() { done <- s.closeStore() })
+	select {
+	case err := <-done:
+		if err != nil {
+			s.logf("images: %v", err)
+		}
+	case <-time.After(grace):
+		s.logf("images: still in use")
+	}
+}
+
+func (s *State) closeStore() error {
+	shown := &s.work.shown
+	shown.mu.Lock()
+	defer shown.mu.Unlock()
+	if s.work.store == nil {
+		return nil
+	}
+	for id, dir := range shown.dirs {
+		if err := s.work.store.Unmount(dir); err != nil {
+			return err
+		}
+		delete(shown.dirs, id)
+	}
+	return s.work.store.Close()
 }
 
 // pullImages gets every image, or ends the boot. What it pulled is proven and not
@@ -94,7 +148,38 @@ func (s *State) pull(ctx context.Context, image string) (*imagepull.Pulled, erro
 	p := *s.work.puller
 	p.Trust.Now = time.Now()
 	p.OpenFile = func(name string) (imagepull.File, error) { return s.openImage(ctx, name) }
+	pulled, err := s.work.site.pull(ctx, &p, n, s.work.store)
+	var full *imagepull.SpaceError
+	if !errors.As(err, &full) || !s.collect() {
+		return pulled, err
+	}
 	return s.work.site.pull(ctx, &p, n, s.work.store)
+}
+
+// collect frees what no container of the configuration runs from, and no bundle that
+// is still mounted. It tells whether there is more room now.
+func (s *State) collect() bool {
+	shown := &s.work.shown
+	shown.mu.Lock()
+	defer shown.mu.Unlock()
+	var keep []digest.Digest
+	for _, im := range s.work.images {
+		keep = append(keep, im.ChainID)
+	}
+	for id, dir := range shown.dirs {
+		if slices.Contains(keep, id) {
+			continue
+		}
+		if err := s.work.store.Unmount(dir); err != nil { // a bundle has it: it is kept
+			s.logf("images: %v", err)
+		}
+		delete(shown.dirs, id)
+	}
+	freed, err := s.work.store.Collect(keep)
+	if err != nil {
+		s.logf("images: %v", err)
+	}
+	return freed > 0
 }
 
 // rejectAll is the policy of a configuration without one.
@@ -199,15 +284,22 @@ func (s *State) readTrusted(name string) ([]byte, error) {
 
 // showImage mounts a tree, once for all who run it, and returns where.
 func (s *State) showImage(im *imagepull.Pulled) (string, error) {
-	dir := s.path(imageMounts + "/" + im.ChainID.Encoded())
-	if _, err := os.Lstat(dir); err == nil {
+	shown := &s.work.shown
+	shown.mu.Lock()
+	defer shown.mu.Unlock()
+	if dir, ok := shown.dirs[im.ChainID]; ok {
 		return dir, nil
 	}
+	dir := s.path(imageMounts + "/" + im.ChainID.Encoded())
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
 	if err := s.work.store.Mount(im.ChainID, dir); err != nil {
 		return "", errors.Join(err, os.Remove(dir))
 	}
+	if shown.dirs == nil {
+		shown.dirs = map[digest.Digest]string{}
+	}
+	shown.dirs[im.ChainID] = dir
 	return dir, nil
 }

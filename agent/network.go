@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/plinth-os/plinth/agent/config"
 )
 
 // raiseLoopback lets programs of the guest reach each other. No other interface is
@@ -22,10 +24,6 @@ func raiseLoopback(_ context.Context, s *State) error {
 	return nil
 }
 
-// resolvConf is where programs of the root file system look for name servers:
-// /etc/resolv.conf is a link to it.
-const resolvConf = "/run/plinth/resolv.conf"
-
 // raiseNetwork brings the guest's interface up, where the image says how.
 func raiseNetwork(ctx context.Context, s *State) (err error) {
 	if err := os.MkdirAll(s.path("/run/plinth"), 0o755); err != nil {
@@ -40,5 +38,5 @@ func raiseNetwork(ctx context.Context, s *State) (err error) {
 	for _, a := range s.work.uplink.Addresses {
 		s.Report.Addresses = append(s.Report.Addresses, a.String())
 	}
-	return os.WriteFile(s.path(resolvConf), s.work.uplink.ResolvConf(), 0o644)
+	return os.WriteFile(s.path(config.ResolvConf), s.work.uplink.ResolvConf(), 0o644)
 }

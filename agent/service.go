@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/plinth-os/plinth/agent/imageservice"
+	"github.com/plinth-os/plinth/agent/runner"
 	"github.com/plinth-os/plinth/imagepull"
 	"github.com/plinth-os/plinth/workload"
 )
@@ -31,7 +32,7 @@ func serveImages(_ context.Context, s *State) error {
 	if err != nil {
 		return err
 	}
-	server := &imageservice.Server{Guest: &bundler{s: s, uppers: map[string]string{}}, Root: s.Root, Logf: s.logf}
+	server := &imageservice.Server{Guest: &bundler{s: s}, Root: s.Root, Logf: s.logf}
 	s.background(func() {
 		if err := server.Serve(context.Background(), l); err != nil {
 			s.logf("image service: %v", err)
@@ -46,7 +47,6 @@ type bundler struct {
 
 	mu     sync.Mutex
 	number int
-	uppers map[string]string // by where it is mounted
 }
 
 // Pull measures each image behind the separator of the workloads: it came later. A
@@ -56,6 +56,9 @@ func (b *bundler) Pull(ctx context.Context, image string) (*imagepull.Pulled, er
 	if err != nil {
 		return nil, err
 	}
+	if err := b.checkUser(im); err != nil {
+		return nil, err
+	}
 	e, err := workload.PullImage(image, im.Digest)
 	if err != nil {
 		return nil, err
@@ -63,8 +66,23 @@ func (b *bundler) Pull(ctx context.Context, image string) (*imagepull.Pulled, er
 	return im, b.s.measure(e)
 }
 
-// Mount lays memory over the image's tree.
-func (b *bundler) Mount(im *imagepull.Pulled, dir string) (err error) {
+// checkUser refuses an image whose user cannot be found, before anything is measured
+// of it. A name wants the tree, which is shown where nobody but the agent looks.
+func (b *bundler) checkUser(im *imagepull.Pulled) error {
+	user := im.Settings.Config.User
+	if _, ok := numbers(user); ok {
+		return nil
+	}
+	dir, err := b.s.showImage(im)
+	if err == nil {
+		_, err = b.User(dir, user)
+	}
+	return err
+}
+
+// Mount lays memory over the image's tree. The memory is the overlay's alone, and goes
+// with it, whoever unmounts that.
+func (b *bundler) Mount(im *imagepull.Pulled, dir string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	lower, err := b.s.showImage(im)
@@ -80,48 +98,45 @@ func (b *bundler) Mount(im *imagepull.Pulled, dir string) (err error) {
 	if err := b.s.machine.mount(mount{fstype: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: size}, upper); err != nil {
 		return errors.Join(err, os.Remove(upper))
 	}
+	err = b.overlay(lower, upper, dir)
+	undo := errors.Join(b.s.machine.unmount(upper), os.Remove(upper))
+	if err == nil && undo != nil {
+		undo = errors.Join(undo, b.s.machine.unmount(dir))
+	}
+	return errors.Join(err, undo)
+}
+
+// overlay makes its own mount of upper: Linux, fs/overlayfs/super.c, ovl_get_upper.
+func (b *bundler) overlay(lower, upper, dir string) error {
 	for _, d := range []string{"upper", "work"} {
 		if err := os.Mkdir(filepath.Join(upper, d), 0o755); err != nil {
-			return errors.Join(err, b.s.machine.unmount(upper))
+			return err
 		}
 	}
 	data := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, upper, upper)
-	if err := b.s.machine.mount(mount{fstype: "overlay", flags: unix.MS_NODEV, data: data}, dir); err != nil {
-		return errors.Join(err, b.s.machine.unmount(upper), os.Remove(upper))
-	}
-	b.uppers[dir] = upper
-	return nil
+	return b.s.machine.mount(mount{fstype: "overlay", flags: unix.MS_NODEV, data: data}, dir)
 }
 
 // Unmount takes away what Mount made.
-func (b *bundler) Unmount(dir string) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.s.machine.unmount(dir); err != nil {
-		return err
+func (b *bundler) Unmount(dir string) error { return b.s.machine.unmount(dir) }
+
+// User takes numbers as they are, which mean the same in every image. Names are in
+// files of the image.
+func (b *bundler) User(dir, user string) (*imageservice.User, error) {
+	if u, ok := numbers(user); ok {
+		return u, nil
 	}
-	upper := b.uppers[dir]
-	delete(b.uppers, dir)
-	return errors.Join(b.s.machine.unmount(upper), os.Remove(upper))
+	uid, gid, groups, err := runner.FindUser(dir, user)
+	if err != nil {
+		return nil, err
+	}
+	return &imageservice.User{UID: uid, GID: gid, Groups: groups}, nil
 }
 
-// User takes numbers, which mean the same in every image. Names, and the groups of a
-// user, are in files of the image: a caller that wants them reads those itself.
-func (b *bundler) User(_, user string) (*imageservice.User, error) {
-	var u imageservice.User
-	if user == "" {
-		return &u, nil
-	}
+// numbers reads "UID[:GID]". "" is root.
+func numbers(user string) (*imageservice.User, bool) {
 	uid, gid, _ := strings.Cut(user, ":")
-	for _, id := range []struct {
-		text string
-		into *uint32
-	}{{uid, &u.UID}, {cmp.Or(gid, "0"), &u.GID}} {
-		n, err := strconv.ParseUint(id.text, 10, 31)
-		if err != nil {
-			return nil, fmt.Errorf("user %.100q: want numbers, UID[:GID]", user)
-		}
-		*id.into = uint32(n)
-	}
-	return &u, nil
+	u, err1 := strconv.ParseUint(cmp.Or(uid, "0"), 10, 31)
+	g, err2 := strconv.ParseUint(cmp.Or(gid, "0"), 10, 31)
+	return &imageservice.User{UID: uint32(u), GID: uint32(g)}, err1 == nil && err2 == nil
 }

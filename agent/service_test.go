@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"net"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/agent/imageservice"
+	"github.com/plinth-os/plinth/imagepull"
+	"github.com/plinth-os/plinth/imagepull/policy"
 	"github.com/plinth-os/plinth/workload"
 )
 
@@ -41,7 +44,7 @@ func TestImageService(t *testing.T) {
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
 	r, err := imageservice.NewImagePullServiceClient(client).PullImage(t.Context(), &imageservice.ImagePullRequest{
-		ImageUrl: strings.TrimPrefix(image("app"), "docker://"), BundlePath: "/run/kata/c1",
+		ImageUrl: strings.TrimPrefix(image("app"), "docker://"), BundlePath: "/run/kata-containers/c1",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +70,48 @@ func TestImageService(t *testing.T) {
 	if !slices.Equal(m.mounted[len(m.mounted)-2:], []string{"tmpfs", "overlay"}) {
 		t.Errorf("mounted %q", m.mounted)
 	}
+	// The overlay alone has the memory, so that it goes with it.
+	if !slices.Equal(m.unmounted, []string{s.path(bundleUppers + "/1")}) || s.there(bundleUppers+"/1") {
+		t.Errorf("unmounted %q", m.unmounted)
+	}
+}
+
+// A user by name is found in the image's tree, and an image without it is refused
+// before it is measured.
+func TestServiceNamedUser(t *testing.T) {
+	s, _, f := newWorkloads(t, func(c *config.Config) {
+		c.Workloads.ImageService, c.Workloads.Workloads = true, nil
+	})
+	if err := bootWorkloads(t, s); err != nil {
+		t.Fatal(err)
+	}
+	im := fakeImage(image("app"))
+	im.Settings.Config.User = "app"
+	s.work.site.pull = func(context.Context, *imagepull.Puller, policy.Name, imagepull.Store) (*imagepull.Pulled, error) {
+		return im, nil
+	}
+	before, err := s.readWorkloadLog()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bundler{s: s}
+	_, err = b.Pull(t.Context(), image("app"))
+	wantError(t, err, `user "app": the image's /etc/passwd has none`)
+	if after, err := s.readWorkloadLog(); err != nil || len(after) != len(before) {
+		t.Errorf("it was measured, %v", err)
+	}
+	tree := imageMounts + "/" + im.ChainID.Encoded()
+	write(t, s, tree+"/etc/passwd", "app:x:7:8::/:/bin/sh\n")
+	write(t, s, tree+"/etc/group", "more:x:9:app\n")
+	if _, err := b.Pull(t.Context(), image("app")); err != nil {
+		t.Error(err)
+	}
+	if u, err := b.User(s.path(tree), "app"); err != nil || u.UID != 7 || u.GID != 8 || !slices.Equal(u.Groups, []uint32{9}) {
+		t.Errorf("got %+v, %v", u, err)
+	}
+	if got := f.lines(); got[len(got)-1] != "mount "+im.ChainID.Encoded()[:8] {
+		t.Errorf("got %q", got)
+	}
 }
 
 func TestNoImageService(t *testing.T) {
@@ -82,12 +127,12 @@ func TestNoImageService(t *testing.T) {
 func TestServiceUser(t *testing.T) {
 	b := &bundler{}
 	for user, want := range map[string]imageservice.User{"": {}, "7": {UID: 7}, "7:8": {UID: 7, GID: 8}} {
-		if u, err := b.User("", user); err != nil || u.UID != want.UID || u.GID != want.GID {
+		if u, err := b.User(t.TempDir(), user); err != nil || u.UID != want.UID || u.GID != want.GID {
 			t.Errorf("%q: got %v, %v", user, u, err)
 		}
 	}
 	for _, user := range []string{"app", "7:app", "-1", "4294967295"} {
-		if u, err := b.User("", user); err == nil {
+		if u, err := b.User(t.TempDir(), user); err == nil {
 			t.Errorf("%q: got %v", user, u)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // A site is what stages of workloads need of other packages. Tests stand in for it.
 type site struct {
 	up         func(context.Context, *config.Network, func(string, ...any)) (*network.Uplink, error)
-	containers func(*network.Uplink, func(string, ...any)) (attacher, error)
+	containers func(*network.Uplink, func(string, ...any)) (runner.Network, error)
 	memory     func(size int64) (imageStore, error)
 	disk       func(ctx context.Context, device string) (imageStore, error)
 	pull       func(context.Context, *imagepull.Puller, policy.Name, imagepull.Store) (*imagepull.Pulled, error)
@@ -26,11 +26,11 @@ type site struct {
 // guestSite is that of a guest.
 var guestSite = site{
 	up: network.Up,
-	containers: func(u *network.Uplink, logf func(string, ...any)) (attacher, error) {
+	containers: func(u *network.Uplink, logf func(string, ...any)) (runner.Network, error) {
 		return network.NewContainers(u, logf)
 	},
-	memory: func(size int64) (imageStore, error) { return storage.Memory(size) },
-	disk:   func(ctx context.Context, device string) (imageStore, error) { return storage.Disk(ctx, device) },
+	memory: func(size int64) (imageStore, error) { return stored(storage.Memory(size)) },
+	disk:   func(ctx context.Context, device string) (imageStore, error) { return stored(storage.Disk(ctx, device)) },
 	pull: func(ctx context.Context, p *imagepull.Puller, n policy.Name, to imagepull.Store) (*imagepull.Pulled, error) {
 		return p.Pull(ctx, n, to)
 	},
@@ -49,7 +49,10 @@ type instance interface {
 	Delete(context.Context) error
 }
 
-// An attacher connects containers: a *network.Containers.
-type attacher interface {
-	runner.Network
+// stored returns nil beside an error: a nil pointer would be a store that is there.
+func stored(p *storage.Pool, err error) (imageStore, error) {
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }

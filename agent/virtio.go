@@ -63,7 +63,7 @@ func (s *State) disk(ctx context.Context, serial string) (string, error) {
 	}
 }
 
-// An imageFile is where an oci-archive is: a file of the root file system, or a disk.
+// An imageFile is a disk that holds an oci-archive.
 type imageFile struct {
 	*os.File
 	size int64
@@ -71,19 +71,16 @@ type imageFile struct {
 
 func (f imageFile) Size() (int64, error) { return f.size, nil }
 
-// openImage opens what an image's name leads to, to read it. Below /dev only virtio
-// disks are meant, by their serial number.
+// openImage opens what an image's name leads to, to read it: a virtio disk, by its
+// serial number, and nothing else.
 func (s *State) openImage(ctx context.Context, name string) (*imageFile, error) {
-	file := s.path(name)
-	if strings.HasPrefix(name, "/dev/") {
-		serial, ok := config.DiskSerial(name)
-		if !ok {
-			return nil, fmt.Errorf("%s: want %sSERIAL", name, config.DiskPath)
-		}
-		var err error
-		if file, err = s.disk(ctx, serial); err != nil {
-			return nil, err
-		}
+	serial, ok := config.DiskSerial(name)
+	if !ok {
+		return nil, fmt.Errorf("%s: want %sSERIAL", name, config.DiskPath)
+	}
+	file, err := s.disk(ctx, serial)
+	if err != nil {
+		return nil, err
 	}
 	f, err := os.Open(file)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 // work is what the stages of workloads leave for each other.
 type work struct {
-	failed    bool             // a stage has; only a debug build goes on, and without containers
+	failed    bool             // a stage has, whichever; only a debug build goes on, and without containers
 	config    *workload.Config // nil where the guest has none
 	registers []register       // in which workloads are measured
 	log       eventLog
@@ -25,6 +25,7 @@ type work struct {
 	puller *imagepull.Puller
 	images []*imagepull.Pulled // beside config.Workloads
 	admit  []workload.Admitted // the same
+	shown  shownImages
 	fleet  fleet
 }
 
@@ -47,10 +48,20 @@ func wherever(run func(context.Context, *State) error) func(context.Context, *St
 		if err != nil || from == "" || s.work.failed {
 			return err
 		}
-		if err = run(ctx, s); err != nil {
-			s.work.failed = true
+		return run(ctx, s)
+	}
+}
+
+// online is wherever for what a network wants, too, whoever it is for.
+func online(run func(context.Context, *State) error) func(context.Context, *State) error {
+	return func(ctx context.Context, s *State) error {
+		if s.Config.Network == nil {
+			return wherever(run)(ctx, s)
 		}
-		return err
+		if s.work.failed {
+			return nil
+		}
+		return run(ctx, s)
 	}
 }
 
@@ -64,15 +75,12 @@ func findWorkloads(ctx context.Context, s *State) error {
 	if err := s.mount(configfs); err != nil {
 		return fmt.Errorf("%s: %w", configfs.target, err)
 	}
-	l, err := s.launched()
-	if err != nil {
-		return err
-	}
 	s.work.registers = s.eventRegisters()
 	c := s.Config.Workloads
 	from, _ := config.WorkloadsFrom(s.Config.Cmdline) // it was read before
 	if from == workload.FromInitdata {
-		if c, err = s.fromInitdata(ctx, l); err != nil {
+		var err error
+		if c, err = s.fromInitdata(ctx); err != nil {
 			return fmt.Errorf("initdata: %w", err)
 		}
 	}
@@ -90,8 +98,13 @@ func findWorkloads(ctx context.Context, s *State) error {
 }
 
 // fromInitdata measures the document that the guest was given, or that it was given
-// none, and only then reads it.
-func (s *State) fromInitdata(ctx context.Context, l *launch) (*workload.Config, error) {
+// none, and only then acts on it: what is no document cannot be measured, and ends
+// the boot.
+func (s *State) fromInitdata(ctx context.Context) (*workload.Config, error) {
+	l, err := s.launched()
+	if err != nil {
+		return nil, err
+	}
 	raw, err := s.readInitdata(ctx)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -69,13 +71,19 @@ func (s fakeStore) Mount(id digest.Digest, target string) error {
 	return s.f.note("mount %s", filepath.Base(target)[:8])
 }
 
-func (s fakeStore) Unmount(target string) error { return s.f.note("unmount %s", filepath.Base(target)) }
+func (s fakeStore) Unmount(target string) error {
+	return s.f.note("unmount %s", filepath.Base(target)[:8])
+}
+
+func (s fakeStore) Collect([]digest.Digest) (int64, error) { return 0, s.f.note("collect") }
+func (s fakeStore) Close() error                           { return s.f.note("close") }
 
 // fakeInstance runs until it is told how to end.
 type fakeInstance struct {
 	f        *fakeSite
 	name     string
 	n        int
+	out      io.Writer
 	ended    chan syscall.WaitStatus
 	stubborn bool // SIGKILL alone ends it
 }
@@ -118,7 +126,7 @@ func (f *fakeSite) site() site {
 			u := &network.Uplink{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/24")}, DNS: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
 			return u, f.note("network")
 		},
-		containers: func(*network.Uplink, func(string, ...any)) (attacher, error) { return nil, f.note("containers") },
+		containers: func(*network.Uplink, func(string, ...any)) (runner.Network, error) { return nil, f.note("containers") },
 		memory:     func(size int64) (imageStore, error) { return fakeStore{f: f}, f.note("memory %d", size) },
 		disk: func(_ context.Context, device string) (imageStore, error) {
 			return fakeStore{f: f}, f.note("disk %s", filepath.Base(device))
@@ -131,7 +139,7 @@ func (f *fakeSite) site() site {
 		},
 		create: func(_ context.Context, _ *runner.Runner, s runner.Spec) (instance, error) {
 			f.mu.Lock()
-			i := &fakeInstance{f: f, name: s.ID, n: len(f.runs) + 1, ended: make(chan syscall.WaitStatus, 1)}
+			i := &fakeInstance{f: f, name: s.ID, n: len(f.runs) + 1, out: s.Output, ended: make(chan syscall.WaitStatus, 1)}
 			f.runs = append(f.runs, i)
 			f.mu.Unlock()
 			if err := f.note("create %s", s.ID); err != nil {
@@ -268,7 +276,7 @@ func TestWorkloads(t *testing.T) {
 	if bytes.Contains(r.WorkloadLog, []byte("canary")) {
 		t.Error("the log has the value of a variable")
 	}
-	if b, err := os.ReadFile(s.path(resolvConf)); err != nil || string(b) != "nameserver 192.0.2.1\n" {
+	if b, err := os.ReadFile(s.path(config.ResolvConf)); err != nil || string(b) != "nameserver 192.0.2.1\n" {
 		t.Errorf("resolv.conf is %q, %v", b, err)
 	}
 	if b, err := os.ReadFile(s.path(cgroupRoot + "/cgroup.subtree_control")); err != nil || !strings.HasPrefix(string(b), "+pids") {
@@ -314,11 +322,25 @@ func checkLog(t *testing.T, log []byte, events []workload.Event) {
 	}
 }
 
+// A network is for services, too.
+func TestNetworkAlone(t *testing.T) {
+	t.Parallel()
+	s, _, f := newWorkloads(t, func(c *config.Config) {
+		c.Cmdline, c.Workloads = "quiet", nil
+	})
+	if err := bootWorkloads(t, s); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.lines(); !slices.Equal(got, []string{"network"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // Without the argument a guest does nothing of it.
 func TestNoWorkloads(t *testing.T) {
 	t.Parallel()
 	s, m, f := newWorkloads(t, func(c *config.Config) {
-		c.Cmdline, c.Workloads = "quiet", nil
+		c.Cmdline, c.Workloads, c.Network = "quiet", nil, nil
 	})
 	if err := s.boot(t.Context(), stages); err != nil { // clock and random numbers, too
 		t.Fatal(err)
@@ -392,6 +414,118 @@ func TestWorkloadsFail(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Whichever stage fails before the containers: a debug build goes on without them.
+func TestDebugFailures(t *testing.T) {
+	boom := errors.New("boom")
+	for i, failing := range stages {
+		if failing.name == "containers" {
+			break
+		}
+		t.Run(failing.name, func(t *testing.T) {
+			t.Parallel()
+			s, _, f := newWorkloads(t, func(c *config.Config) { c.Debug = true })
+			some := slices.Clone(stages)
+			some[i].run = func(context.Context, *State) error { return boom }
+			some = slices.DeleteFunc(some, func(st stage) bool {
+				return st.name != failing.name && slices.Contains([]string{"clock", "entropy", "report"}, st.name)
+			})
+			wantError(t, s.boot(t.Context(), some), "")
+			if got := f.lines(); slices.ContainsFunc(got, func(l string) bool { return strings.HasPrefix(l, "create") }) {
+				t.Errorf("a container was made: %q", got)
+			}
+		})
+	}
+}
+
+// A guest that is asked to stop while it boots makes and starts no container more, and
+// comes to no stage behind.
+func TestStopWhileBooting(t *testing.T) {
+	for at, want := range map[string][]string{
+		"pull " + image("db"): {},
+		"create web":          {"create web", "delete web"},
+		"create db":           {"create web", "create db", "delete web", "delete db"},
+		"start web":           {"create web", "create db", "start web", "delete web", "delete db"},
+	} {
+		t.Run(at[:6], func(t *testing.T) {
+			s, _, f := newWorkloads(t, nil)
+			stopped := make(chan struct{})
+			f.hold = map[string]func(){at: func() {
+				go func() { defer close(stopped); s.stopContainers(time.Minute) }()
+				eventually(t, "the guest stops", s.work.fleet.ends)
+			}}
+			ctx, cancel := context.WithCancel(t.Context())
+			booted := make(chan error, 1)
+			go func() {
+				booted <- s.boot(ctx, slices.DeleteFunc(slices.Clone(stages), func(st stage) bool { return st.name == "clock" || st.name == "entropy" }))
+			}()
+			<-stopped
+			select {
+			case err := <-booted:
+				t.Errorf("the boot went on: %v", err)
+			case <-time.After(100 * time.Millisecond):
+			}
+			cancel()
+			wantError(t, <-booted, "containers: the guest stops")
+			got := slices.DeleteFunc(f.lines(), func(l string) bool {
+				verb, _, _ := strings.Cut(l, " ")
+				return !slices.Contains([]string{"create", "start", "delete"}, verb)
+			})
+			if !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// What is in the directory of trees does not make one shown, nor does a mount that
+// failed.
+func TestShowImage(t *testing.T) {
+	t.Parallel()
+	s, _, f := newWorkloads(t, nil)
+	s.work.store = fakeStore{f: f}
+	im := fakeImage("app")
+	mkdir(t, s, imageMounts+"/"+im.ChainID.Encoded())
+	line := "mount " + im.ChainID.Encoded()[:8]
+	f.fail[line] = errors.New("boom")
+	_, err := s.showImage(im)
+	wantError(t, err, "boom")
+	delete(f.fail, line)
+	for range 2 {
+		if dir, err := s.showImage(im); err != nil || dir != s.path(imageMounts+"/"+im.ChainID.Encoded()) {
+			t.Errorf("got %s, %v", dir, err)
+		}
+	}
+	if got := f.lines(); !slices.Equal(got, []string{line, line}) {
+		t.Errorf("got %q, want it mounted once after the failure", got)
+	}
+}
+
+// A guest that stops takes its images away, and waits for none that is in use.
+func TestCloseImages(t *testing.T) {
+	s, _, f := newWorkloads(t, func(c *config.Config) { c.Workloads.Workloads = c.Workloads.Workloads[:1] })
+	s.closeImages(time.Minute) // before there are any
+	if err := bootWorkloads(t, s); err != nil {
+		t.Fatal(err)
+	}
+	s.stopContainers(time.Minute)
+	gate := make(chan struct{})
+	f.hold = map[string]func(){"close": func() { <-gate }}
+	s.closeImages(10 * time.Millisecond)
+	close(gate)
+	want := []string{"unmount " + digest.FromString("chain " + image("web")).Encoded()[:8], "close"}
+	eventually(t, "the images are closed", func() bool { got := f.lines(); return slices.Equal(got[len(got)-2:], want) })
+	if got := s.console.(*lockedBuffer).String(); !strings.Contains(got, "images: still in use") {
+		t.Errorf("the console has %q", got)
+	}
+}
+
+// An error has no store beside it, also none that is a nil pointer.
+func TestNoStore(t *testing.T) {
+	if s, err := guestSite.memory(1); s != nil || err == nil {
+		t.Errorf("got %v, %v", s, err)
 	}
 }
 

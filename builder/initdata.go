@@ -11,7 +11,6 @@ import (
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/measure"
 	"github.com/plinth-os/plinth/profiles"
-	"github.com/plinth-os/plinth/workload"
 )
 
 // initdataKey is the profile's key, and so what the lock calls the file.
@@ -95,12 +94,12 @@ func (w *work) initdata(i *Image) error {
 }
 
 // giveInitdata adds what evidence of a guest shows that is given i.Initdata, or
-// that looks for initdata and is given none.
+// that looks for initdata of which nothing is known.
 func (i *Image) giveInitdata(m *measure.Measurements) error {
 	looks := i.Profile.Workloads.From == profiles.FromInitdata
 	if i.Initdata == nil {
 		if looks && i.Profile.Platform == profiles.PlatformVTPM {
-			return m.RequireInitdata("no initdata", workload.NoInitdata())
+			return m.UnknownInitdata(unknownInitdata)
 		}
 		return nil
 	}
@@ -123,7 +122,7 @@ func (i *Image) giveInitdata(m *measure.Measurements) error {
 			return err
 		}
 		if looks {
-			return m.RequireInitdata("initdata", digest)
+			return m.RequireInitdata(digest)
 		}
 		return m.ExtendInitdata(digest)
 	}

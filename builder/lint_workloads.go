@@ -1,9 +1,11 @@
 package builder
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 
+	"github.com/plinth-os/plinth/measure"
 	"github.com/plinth-os/plinth/profiles"
 	"github.com/plinth-os/plinth/workload"
 )
@@ -53,7 +55,8 @@ func testKeys(i *lintImage) ([]lintFound, error) {
 
 // workloadUnmeasured is for guests in which nothing shows what they pulled.
 func workloadUnmeasured(i *lintImage) ([]lintFound, error) {
-	if i.Platform != profiles.PlatformSNP {
+	why, unknown := i.noRegister()
+	if why == "" && unknown == nil {
 		return nil, nil
 	}
 	c, err := i.containers()
@@ -65,17 +68,42 @@ func workloadUnmeasured(i *lintImage) ([]lintFound, error) {
 			return nil
 		}
 		return &lintFound{
-			"SNP has no register for what a guest measures while it runs, so the agent takes no image by a tag", "image",
+			why + ", so the agent takes no image by a tag", "image",
 			"name it by digest: plinth image inspect prints it",
 		}
 	})
 	if err == nil && c.ImageService {
 		found = append(found, lintFound{
-			"programs of the guest choose images, and SNP has no register to show which: the agent refuses", "workloads.image_service",
+			why + ", and programs of the guest choose images: the agent refuses", "workloads.image_service",
 			"list the images as workloads, by digest",
 		})
 	}
+	if unknown != nil && len(found) > 0 {
+		return nil, unknown
+	}
 	return found, err
+}
+
+// noRegister is why nothing in the guest's evidence shows what it measures while it
+// runs, "" where something does.
+func (i *lintImage) noRegister() (string, error) {
+	switch i.Platform {
+	case profiles.PlatformSNP:
+		return "SNP has no register for what a guest measures while it runs", nil
+	case profiles.PlatformTDX:
+		kernel, err := i.file(KernelName)
+		if err != nil {
+			return "", err
+		}
+		release, err := measure.KernelRelease(bytes.NewReader(kernel), int64(len(kernel)))
+		if err != nil {
+			return "", uncheckedf("%s: %v", KernelName, err)
+		}
+		if !measure.ExtendsRTMR(release) {
+			return "Linux " + release + " lets no program extend RTMR 3", nil
+		}
+	}
+	return "", nil
 }
 
 func workloadConsole(i *lintImage) ([]lintFound, error) {

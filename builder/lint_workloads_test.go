@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/plinth-os/plinth/initdata"
 	"github.com/plinth-os/plinth/internal/cas"
 	"github.com/plinth-os/plinth/profiles"
+	"github.com/plinth-os/plinth/tests/synthetic"
 	"github.com/plinth-os/plinth/workload"
 )
 
@@ -28,7 +30,7 @@ func TestLintWorkloads(t *testing.T) {
 		{"digest on SNP", text("snp", "", byDigest, ""), ""},
 		{"archive on SNP", text("snp", "", "oci-archive:/dev/disk/by-id/virtio-a", "archive = \"a\"\n"), ""},
 		{"image service on SNP", text("snp", "image_service = true\n", byDigest, ""), "error workload-unmeasured workloads.image_service"},
-		{"tag on TDX", text("tdx", "", byTag, ""), ""},
+		{"digest on TDX", text("tdx", "", byDigest, ""), ""},
 		{"unsigned", text("vtpm", "admit = [\"encrypted+unsigned\", \"plain+signed\"]\n", byTag, ""), "warning workload-unsigned workloads.admit"},
 		{"console", text("vtpm", "", byTag, "output = \"console\"\n"), "warning workload-console workload web: output"},
 		{"exec", text("vtpm", "", byTag, "exec = true\n"), "warning workload-exec workload web: exec"},
@@ -51,6 +53,25 @@ func TestLintWorkloads(t *testing.T) {
 		}
 		if strings.Join(got, "; ") != tt.want || len(rep.NotChecked) > 0 {
 			t.Errorf("%s: got %q, want %q; not checked %v", tt.name, got, tt.want, rep.NotChecked)
+		}
+	}
+}
+
+// Whether a tag may be in a trust domain is for the kernel's version to say.
+func TestLintRegisterOfTrustDomain(t *testing.T) {
+	text := "schema = 1\nextends = \"tdx\"\nseed = \"s\"\nnetwork.dhcp = true\nworkloads.from = \"image\"\n[[workload]]\nname = \"web\"\nimage = \"docker://registry.example.com/app:1\"\n"
+	p, err := profiles.Load(fstest.MapFS{"x.toml": {Data: []byte(text)}}, "x.toml", profiles.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var unchecked *uncheckedError
+	if found, err := workloadUnmeasured(&lintImage{Profile: p}); len(found) > 0 || !errors.As(err, &unchecked) {
+		t.Errorf("without a kernel: %+v, %v", found, err)
+	}
+	for release, want := range map[string]string{"6.12.99": "Linux 6.12.99 lets no program extend RTMR 3, so the agent takes no image by a tag", "6.16.0": ""} {
+		found, err := workloadUnmeasured(&lintImage{Profile: p, read: map[string][]byte{KernelName: synthetic.Kernel(release)}})
+		if err != nil || len(found) > 0 != (want != "") || want != "" && found[0].what != want {
+			t.Errorf("%s: %+v, %v, want %q", release, found, err, want)
 		}
 	}
 }

@@ -139,12 +139,12 @@ func Check(m *measure.Measurements, machine measure.Machine, r *evidence.Report)
 
 // CheckGeneric compares what a guest for other hardware reported of a boot under
 // its generic firmware: see measure.CheckGeneric.
-func CheckGeneric(m *measure.Measurements, booted []measure.Input, p *measure.Prediction, machine measure.Machine, r *evidence.Report) (*measure.CheckResult, error) {
+func CheckGeneric(m *measure.Measurements, booted []measure.Input, p *measure.Prediction, machine measure.Machine, r *evidence.Report, workloads ...int) (*measure.CheckResult, error) {
 	o, err := observed(machine, r)
 	if err != nil {
 		return nil, err
 	}
-	return measure.CheckGeneric(m, booted, p, o)
+	return measure.CheckGeneric(m, booted, p, o, workloads...)
 }
 
 // ReadRecords returns the platform records in a file, nil when there is none.

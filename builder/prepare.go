@@ -108,7 +108,7 @@ func (w *Workplace) Relock(ctx context.Context, p *profiles.Profile, update []st
 		return nil, nil, err
 	}
 	req := Request(p, files, w.Now)
-	req.Update, req.UpdateAll = packagesOf(update, files), all
+	req.Update, req.UpdateAll = packagesOf(update, files, old), all
 	lock, err = w.resolve(ctx, p, req, old)
 	return old, lock, err
 }

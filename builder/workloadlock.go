@@ -27,14 +27,19 @@ import (
 	"github.com/plinth-os/plinth/workload"
 )
 
-// What the lock calls an image's manifest and its configuration: with the name by
-// which the workload wants it, so that another name is another entry. Neither says
-// what the guest will take, which its policy does; they are what is predicted.
-func manifestKey(p *workload.Process) string {
-	return "workload " + p.Name + " " + p.Image + " manifest"
-}
-func imageConfigKey(p *workload.Process) string {
-	return "workload " + p.Name + " " + p.Image + " config"
+// What the lock calls an image's manifest and its configuration: with the name and
+// the digest by which the workload wants it, so that another one is another entry.
+// Neither says what the guest will take, which its policy does; they are what is
+// predicted.
+func manifestKey(p *workload.Process) string    { return imageKey(p) + " manifest" }
+func imageConfigKey(p *workload.Process) string { return imageKey(p) + " config" }
+
+func imageKey(p *workload.Process) string {
+	name := "workload " + p.Name + " " + p.Image
+	if p.Digest != "" {
+		name += "@" + p.Digest
+	}
+	return name
 }
 
 // maxImageConfig bounds an image's configuration, in bytes.
@@ -138,10 +143,12 @@ func keptImages(old *source.Lock, update []string, all bool) *source.Lock {
 	return &kept
 }
 
-// packagesOf takes the names of workloads out of those that are to be updated.
-func packagesOf(update []string, files []source.File) (out []string) {
+// packagesOf takes the names of workloads out of those that are to be updated, but
+// for those that packages of the lock have, too.
+func packagesOf(update []string, files []source.File, old *source.Lock) (out []string) {
 	for _, name := range update {
-		if !slices.ContainsFunc(files, func(f source.File) bool { return strings.HasPrefix(f.Path, "workload "+name+" ") }) {
+		isPackage := old != nil && slices.ContainsFunc(old.Packages, func(p source.Package) bool { return p.Name == name })
+		if isPackage || !slices.ContainsFunc(files, func(f source.File) bool { return strings.HasPrefix(f.Path, "workload "+name+" ") }) {
 			out = append(out, name)
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/plinth-os/plinth/workload"
 )
 
-// unknownInitdata is why workloads of a guest cannot be predicted whose initdata is
-// not known.
+// unknownInitdata is why neither PCR 8 nor the workloads of a guest can be predicted
+// whose initdata is not known.
 const unknownInitdata = "which initdata the guest is given is not known: name it in the profile"
 
 // measureWorkloads adds what the guest's agent extends before the first container
@@ -23,13 +23,17 @@ func (i *Image) measureWorkloads(m *measure.Measurements) error {
 	if err != nil || events == nil {
 		return err
 	}
-	var pcrs []int
-	if e := workloadEvents(i.Profile); e != nil {
+	return m.AddWorkloads(events, WorkloadPCRs(i.Profile)...)
+}
+
+// WorkloadPCRs are the PCRs that a guest measures its workloads into.
+func WorkloadPCRs(p *profiles.Profile) (pcrs []int) {
+	if e := workloadEvents(p); p.HasWorkloads() && e != nil {
 		if pcrs = append(pcrs, e.PCR); e.PCR23 {
 			pcrs = append(pcrs, workload.CopyPCR)
 		}
 	}
-	return m.AddWorkloads(events, pcrs...)
+	return pcrs
 }
 
 // workloadEvents are the events, nil where there are none.
@@ -91,13 +95,15 @@ func predictEvents(c *workload.Config, images map[string]LockedImage) ([]measure
 	for i := range c.Workloads {
 		p := &c.Workloads[i]
 		l := images[p.Name]
+		// The digest of an archive is the lock's own.
+		locked := l.Image == p.Image && (l.Digest == p.Digest || l.Manifest == p.Digest)
 		switch {
-		case l.Image != p.Image:
+		case !locked:
 			reasons[i] = p.Image + ": not in the lock of this image"
 		case p.Wanted() == "":
 			reasons[i] = p.Image + ": a tag may lead to another image tomorrow"
 		}
-		if l.Image != p.Image { // to have as many events
+		if !locked { // to have as many events
 			l = LockedImage{Manifest: noDigest}
 			l.Config.Cmd = []string{"unknown"}
 		}

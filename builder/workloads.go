@@ -219,7 +219,7 @@ func (s *Spec) containerInputs() []any {
 // containerRootInputs decide what is in the root for the sake of containers.
 func (s *Spec) containerRootInputs() (in []any) {
 	if s.Profile.HasNetwork() {
-		in = append(in, resolvConf)
+		in = append(in, config.ResolvConf)
 	}
 	if s.Profile.HasWorkloads() {
 		in = append(in, runtimePath)
@@ -227,14 +227,10 @@ func (s *Spec) containerRootInputs() (in []any) {
 	return in
 }
 
-const (
-	// runtimePath is the program that runs containers; resolvConf is where the agent
-	// writes the addresses of name servers.
-	runtimePath = "usr/bin/crun"
-	resolvConf  = "/run/plinth/resolv.conf"
+// Paths in the root file system, as trees have them.
+var runtimePath = strings.TrimPrefix(config.Runtime, "/")
 
-	resolvLink = "etc/resolv.conf"
-)
+const resolvLink = "etc/resolv.conf"
 
 // containerFiles are those that the root gets for containers.
 func (s *Spec) containerFiles() []tree.Entry {
@@ -242,7 +238,7 @@ func (s *Spec) containerFiles() []tree.Entry {
 	if !s.Profile.HasNetwork() || own {
 		return nil
 	}
-	return []tree.Entry{tree.Symlink(resolvLink, resolvConf)}
+	return []tree.Entry{tree.Symlink(resolvLink, config.ResolvConf)}
 }
 
 // checkRuntime refuses a root that could run no container.
@@ -279,10 +275,11 @@ const workloadsOutput = "workloads.json"
 
 // A LockedImage is the image of one workload.
 type LockedImage struct {
-	Name     string         `json:"name"`     // of the workload
-	Image    string         `json:"image"`    // as the workload calls it
-	Manifest string         `json:"manifest"` // digest
-	Config   v1.ImageConfig `json:"config"`   // what it says of its process
+	Name     string         `json:"name"`             // of the workload
+	Image    string         `json:"image"`            // as the workload calls it
+	Digest   string         `json:"digest,omitempty"` // by which the workload wants it
+	Manifest string         `json:"manifest"`         // digest
+	Config   v1.ImageConfig `json:"config"`           // what it says of its process
 }
 
 // runWorkloads makes workloads.json.
@@ -313,7 +310,7 @@ func runWorkloads(_ context.Context, w *work) error {
 		if err := json.Unmarshal(b, &image); err != nil {
 			return fmt.Errorf("%s: %w", imageConfigKey(p), err)
 		}
-		out = append(out, LockedImage{p.Name, p.Image, "sha256:" + m.Digest.String(), image.Config})
+		out = append(out, LockedImage{p.Name, p.Image, p.Digest, "sha256:" + m.Digest.String(), image.Config})
 	}
 	return w.putJSON(workloadsOutput, out)
 }

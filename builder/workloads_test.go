@@ -154,9 +154,13 @@ const testPolicy = `{"default": [{"type": "insecureAcceptAnything"}]}`
 // containers prepares a site with a kernel and a runtime for containers.
 func containers(t *testing.T) *site {
 	t.Helper()
+	return containersOn(t, "6.12.98")
+}
+
+func containersOn(t *testing.T, release string) *site {
+	t.Helper()
 	t.Setenv("REGISTRY_AUTH_FILE", filepath.Join(t.TempDir(), "none"))
 	s := newSite(t)
-	const release = "6.12.98"
 	dir := "usr/lib/modules/" + release + "/"
 	files := map[string][]byte{
 		"boot/vmlinuz-" + release:       synthetic.Kernel(release),
@@ -395,6 +399,18 @@ func TestWorkloadByTag(t *testing.T) {
 	}
 }
 
+// A name may be a package's and a workload's: both are updated.
+func TestPackagesOf(t *testing.T) {
+	files := []source.File{{Path: "workload web docker://r.example/a:1 manifest"}, {Path: "workload crun docker://r.example/b:1 manifest"}}
+	old := &source.Lock{Packages: []source.Package{{Name: "crun"}, {Name: "motd"}}}
+	if got, want := packagesOf([]string{"web", "crun", "motd", "nobody"}, files, old), []string{"crun", "motd", "nobody"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := packagesOf([]string{"web"}, files, nil); got != nil {
+		t.Errorf("without a lock: %q", got)
+	}
+}
+
 func copyFile(from, to string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {
@@ -462,12 +478,10 @@ func TestWorkloadsFromInitdata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	marker := extendedBy(workload.NoInitdata())
-	if v := after(t, s.measurements(without), "pcr8", "sha256", measure.PhaseInitdata); v.Value != marker {
-		t.Errorf("without initdata: %+v, want %s", v, marker)
-	}
-	if v := after(t, s.measurements(without), "pcr14", "sha256", measure.PhaseWorkloads); v.Provenance != measure.Volatile || v.Reason != unknownInitdata {
-		t.Errorf("without initdata: %+v", v)
+	for register, phase := range map[string]string{"pcr8": measure.PhaseInitdata, "pcr14": measure.PhaseWorkloads} {
+		if v := after(t, s.measurements(without), register, "sha256", phase); v.Provenance != measure.Volatile || v.Value != "" || v.Reason != unknownInitdata {
+			t.Errorf("without initdata: %+v", v)
+		}
 	}
 	if c := s.told(without); c.Workloads != nil || !strings.HasSuffix(c.Cmdline, "plinth.workloads=initdata") {
 		t.Errorf("told %+v", c)
@@ -484,6 +498,52 @@ func TestWorkloadsFromInitdata(t *testing.T) {
 	v := after(t, m, "pcr14", "sha256", measure.PhaseWorkloads)
 	if v.Provenance != measure.Volatile || !strings.Contains(v.Reason, "virtio-a: not in the lock of this image") || v.Events[1].Digest == "" || v.Events[3].Digest != "" {
 		t.Errorf("with initdata: %+v", v)
+	}
+}
+
+// A digest in the initdata that changes is another image, however often the name stays.
+func TestWorkloadOfAnotherDigest(t *testing.T) {
+	s, r := containers(t), newFakeRegistry(t)
+	cas, err := json.Marshal(string(pemOf(r)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"/one", "/two"} {
+		d := r.push(t, "1", command)
+		doc := fmt.Sprintf(`{"schema":1,"cas":%s,"policy":%s,"workloads":[{"name":"web","image":"docker://%s","digest":"%s"}]}`, cas, testPolicy, r.name(), d)
+		raw, err := initdata.Build(initdata.SHA256, map[string]string{workload.DataKey: doc})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := "[network]\ndhcp = true\n[workloads]\nfrom = \"initdata\"\n"
+		results, err := s.run(s.profile(text, with("initdata="+s.write("initdata.toml", raw))...), Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pull := `github.com/confidential-containers PullImage {"digest":"` + d + `","image":"` + r.name() + `"}`
+		want := hexOf([]byte("LEAA" + string([]byte{byte(len(pull)), 0, 0, 0}) + pull))
+		if v := after(t, s.measurements(results), "pcr14", "sha256", measure.PhaseWorkloads); v.Provenance != measure.Predicted || v.Events[1].Digest != want {
+			t.Errorf("%s: %+v, want %s of %s", command, v, want, pull)
+		}
+	}
+}
+
+// Nor does a lock vouch for an image that the guest wants by another digest.
+func TestPredictByDigest(t *testing.T) {
+	a, b, index := "sha256:"+strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64), "sha256:"+strings.Repeat("c", 64)
+	for _, tt := range []struct {
+		locked, manifest, want string
+		known                  bool
+	}{{"", a, a, true}, {index, a, index, true}, {a, a, a, true}, {a, a, b, false}, {"", a, b, false}, {index, a, "", false}} {
+		p := workload.Process{Name: "web", Image: "docker://r.example/app", Digest: tt.want}
+		l := LockedImage{Name: p.Name, Image: p.Image, Digest: tt.locked, Manifest: tt.manifest, Config: v1.ImageConfig{Cmd: []string{"/app"}}}
+		events, err := predictEvents(&workload.Config{Schema: workload.Schema, Workloads: []workload.Process{p}}, map[string]LockedImage{"web": l})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if known := events[1].Data != nil; known != tt.known {
+			t.Errorf("%+v: known is %v: %s", tt, known, events[1].Reason)
+		}
 	}
 }
 
@@ -607,15 +667,16 @@ func TestWorkloadsOnPlatforms(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct {
-		profile, register, bank string
-		events                  *config.Events
+		release, profile, register, bank string
+		events                           *config.Events
 	}{
-		{synthetic.SNPProfile, "", "", nil},
-		{synthetic.TDXProfile, "rtmr3", "sha384", nil},
-		{synthetic.TDXProfile + "[workloads]\nevent_pcr = 15\n", "rtmr3", "sha384", &config.Events{PCR: 15}},
-		{synthetic.Profile, "pcr14", "sha256", &config.Events{PCR: 14}},
+		{"6.16.1", synthetic.SNPProfile, "", "", nil},
+		{"6.12.98", synthetic.TDXProfile, "", "", nil}, // its kernel cannot
+		{"6.16.1", synthetic.TDXProfile, "rtmr3", "sha384", nil},
+		{"6.16.1", synthetic.TDXProfile + "[workloads]\nevent_pcr = 15\n", "rtmr3", "sha384", &config.Events{PCR: 15}},
+		{"6.12.98", synthetic.Profile, "pcr14", "sha256", &config.Events{PCR: 14}},
 	} {
-		s := containers(t)
+		s := containersOn(t, tt.release)
 		s.write("ca.pem", pemOf(r))
 		image := r.name() + "@" + d
 		text := "[network]\naddresses = [\"192.0.2.7/24\"]\ngateways = [\"192.0.2.1\"]\n[[workload]]\nname = \"web\"\nimage = \"docker://" + image + "\"\n"

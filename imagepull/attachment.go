@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/plinth-os/plinth/imagepull/policy"
+	"github.com/plinth-os/plinth/imagepull/registry"
 )
 
 // maxAttachment bounds what a sigstore signature signs, bytes.
@@ -28,9 +28,10 @@ func attachments(ctx context.Context, s Source, digest string) ([]policy.Signatu
 	return append(out, more...), nil
 }
 
-// cosigned fetches what cosign attached: cosign, specs/SIGNATURE_SPEC.md.
+// cosigned fetches what cosign attached by a tag that is made of the digest: cosign,
+// specs/SIGNATURE_SPEC.md.
 func cosigned(ctx context.Context, s Source, digest string) ([]policy.Signature, error) {
-	tag := attachmentTag(digest, ".sig")
+	tag := registry.Tag(digest) + ".sig"
 	m, err := s.Tagged(ctx, tag)
 	if err != nil || m == nil {
 		return nil, err
@@ -50,24 +51,11 @@ func cosigned(ctx context.Context, s Source, digest string) ([]policy.Signature,
 		if d.Size > maxAttachment {
 			return nil, fmt.Errorf("%s: signature %d: %d bytes: want at most %d", tag, i, d.Size, maxAttachment)
 		}
-		b, err := blob(ctx, s, d)
+		b, err := readSmall(ctx, s, d)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", tag, err)
 		}
 		out = append(out, policy.Signature{Source: fmt.Sprintf("%s#%d", tag, i), MIMEType: d.MediaType, Payload: b, Annotations: d.Annotations})
 	}
 	return out, nil
-}
-
-// blob fetches a small blob whole.
-func blob(ctx context.Context, s Source, d v1.Descriptor) ([]byte, error) {
-	r, err := s.Blob(ctx, d, nil, 0)
-	if err != nil {
-		return nil, err
-	}
-	b, err := io.ReadAll(r)
-	if closed := r.Close(); err == nil {
-		err = closed
-	}
-	return b, err
 }

@@ -10,8 +10,11 @@ import (
 	"github.com/plinth-os/plinth/imagepull/policy"
 )
 
-// maxBundle bounds one of sigstore's bundles, bytes.
-const maxBundle = 1 << 20
+// Bounds on one of sigstore's bundles, and on all of an image, bytes.
+const (
+	maxBundle  = 1 << 20
+	maxBundles = 8 << 20
+)
 
 // bundles fetches sigstore's bundles: manifests that refer to the image's, with one
 // layer each. cosign, specs/BUNDLE_SPEC.md.
@@ -24,6 +27,7 @@ func bundles(ctx context.Context, s Source, digest string) ([]policy.Signature, 
 		return nil, fmt.Errorf("%d bundles: want at most %d", len(refs), maxSignatures)
 	}
 	var out []policy.Signature
+	total := int64(0)
 	for _, d := range refs {
 		m, err := s.Manifest(ctx, d.Digest.String())
 		if err != nil {
@@ -33,22 +37,19 @@ func bundles(ctx context.Context, s Source, digest string) ([]policy.Signature, 
 		if err := json.Unmarshal(m.Bytes, &v); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.Digest, err)
 		}
-		for _, l := range v.Layers {
-			if l.MediaType != policy.BundleMIME {
-				continue
-			}
-			if l.Size > maxBundle {
-				return nil, fmt.Errorf("%s: bundle of %d bytes: want at most %d", m.Digest, l.Size, maxBundle)
-			}
-			b, err := blob(ctx, s, l)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", m.Digest, err)
-			}
-			out = append(out, policy.Signature{Source: m.Digest, MIMEType: l.MediaType, Payload: b})
+		if len(v.Layers) != 1 || v.Layers[0].MediaType != policy.BundleMIME {
+			return nil, fmt.Errorf("%s: %d layers: want one, a bundle", m.Digest, len(v.Layers))
 		}
-		if len(out) > maxSignatures {
-			return nil, fmt.Errorf("more than %d bundles", maxSignatures)
+		l := v.Layers[0]
+		if l.Size > maxBundle || l.Size > maxBundles-total {
+			return nil, fmt.Errorf("%s: bundle of %d bytes: want at most %d, and %d of all", m.Digest, l.Size, maxBundle, maxBundles)
 		}
+		total += l.Size
+		b, err := readSmall(ctx, s, l)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.Digest, err)
+		}
+		out = append(out, policy.Signature{Source: m.Digest, MIMEType: l.MediaType, Payload: b})
 	}
 	return out, nil
 }

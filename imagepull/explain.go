@@ -179,10 +179,15 @@ func (p *Puller) choose(ctx context.Context, s Source, index *registry.Manifest)
 		return nil, fmt.Errorf("index %s: %s is an index, too: want an image", index.Digest, d.Digest)
 	}
 	m, err := s.Manifest(ctx, d.Digest.String())
-	if err == nil && int64(len(m.Bytes)) != d.Size {
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(len(m.Bytes)) != d.Size:
 		return nil, fmt.Errorf("index %s: manifest %s has %d bytes: want %d", index.Digest, d.Digest, len(m.Bytes), d.Size)
+	case m.MediaType == "": // neither it nor who had it says
+		m.MediaType = d.MediaType
 	}
-	return m, err
+	return m, nil
 }
 
 const maxLayers = 512

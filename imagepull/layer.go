@@ -17,6 +17,7 @@ import (
 	"github.com/plinth-os/plinth/imagepull/crypt"
 	"github.com/plinth-os/plinth/imagepull/registry"
 	"github.com/plinth-os/plinth/imagepull/unpack"
+	"github.com/plinth-os/plinth/internal/readahead"
 )
 
 // A wanted layer is one that the store does not have.
@@ -59,7 +60,7 @@ func (j *job) readLayer(ctx context.Context, w wanted) (*unpack.Layer, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	have, n := part.had()
-	in := &incoming{size: w.desc.Size, had: n, part: part, cancel: cancel, logf: j.p.logf, fetched: &j.fetched}
+	in := &incoming{had: n, part: part, cancel: cancel, logf: j.p.logf, fetched: &j.fetched}
 	blob, err := j.src.Blob(ctx, w.desc, have, n)
 	if err != nil {
 		return nil, err
@@ -92,8 +93,13 @@ func (j *job) unpackLayer(ctx context.Context, w wanted, in *incoming) (*unpack.
 	return nil, err
 }
 
+// aheadSize is how much is read at a time while what was read is being worked on,
+// bytes: taking a layer out of its connection and out of its compression keep two
+// processors busy. Half of it is handed on: what is slow to come is not waited for.
+const aheadSize = 128 << 10
+
 // unpack reads the layer to its end.
-func (w wanted) unpack(ctx context.Context, in *incoming, out io.Writer, b *unpack.Budget) (*unpack.Layer, error) {
+func (w wanted) unpack(ctx context.Context, in *incoming, out *outgoing, b *unpack.Budget) (*unpack.Layer, error) {
 	var plain io.Reader = in
 	if w.key != nil {
 		var err error
@@ -101,12 +107,12 @@ func (w wanted) unpack(ctx context.Context, in *incoming, out io.Writer, b *unpa
 			return nil, err
 		}
 	}
-	a := readAhead(plain)
+	a := readahead.New(plain, aheadSize, aheadSize/2)
+	defer a.Stop()
 	layer, err := w.readTar(ctx, in, a, out, b)
-	defer a.stop()
 	switch {
 	case err == nil:
-	case isLimit(err) || ctx.Err() != nil:
+	case isLimit(err) || ctx.Err() != nil || out.err != nil:
 		in.cancel() // nobody waits for the rest
 	default:
 		// Where the blob is not the one that was asked for, this is why.
@@ -168,7 +174,6 @@ func network(err error) bool {
 // this one break.
 type incoming struct {
 	r       io.Reader
-	size    int64 // bytes, as the manifest says
 	had     int64 // bytes that are not new
 	part    *part // nil: nothing is kept
 	cancel  func()
@@ -184,9 +189,6 @@ func (in *incoming) Read(p []byte) (int, error) {
 	if skip := max(in.had-at, 0); skip < int64(n) {
 		in.fetched.Add(int64(n) - skip)
 		in.keep(p[skip:n])
-	}
-	if err != nil && err != io.EOF && in.at.Load() < in.size {
-		err = &FetchError{err}
 	}
 	return n, err
 }

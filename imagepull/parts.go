@@ -73,10 +73,17 @@ func lockPart(f *os.File, size int64) (*part, error) {
 	if mine.Size() <= size {
 		return &part{f: f, have: mine.Size(), size: mine.Size()}, nil
 	}
-	if err := f.Truncate(0); err != nil { // of no blob of this size
+	p := &part{f: f}
+	if err := p.empty(); err != nil { // of no blob of this size
 		return nil, err
 	}
-	return &part{f: f}, nil
+	return p, nil
+}
+
+// empty forgets what an earlier pull left.
+func (p *part) empty() error {
+	p.have, p.size = 0, 0
+	return p.f.Truncate(0)
 }
 
 // had reads what an earlier pull left.

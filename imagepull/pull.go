@@ -68,12 +68,18 @@ func (p *Puller) pull(ctx context.Context, n policy.Name, to Store) (*Pulled, er
 	}
 	for {
 		err := j.run(ctx)
-		var stale *partError
-		var lied *registry.DigestError
+		var (
+			failed *storeError
+			stale  *partError
+			lied   *registry.DigestError
+		)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case errors.As(err, &stale): // it is gone now
+		case errors.As(err, &failed):
+			return nil, err
+		case errors.As(err, &stale) && !j.anew:
+			j.anew = true // once: who sends other bytes each time would be asked for ever
 			p.logf("%v; fetching anew what an earlier pull began", err)
 		case errors.As(err, &lied) && mirrors > 0: // the client asks the next
 			p.logf("%v; trying another mirror", err)
@@ -120,6 +126,7 @@ type job struct {
 	layers []v1.Descriptor // beside pulled.DiffIDs
 	forms  []form          // beside layers
 	keep   bool            // what came of blobs
+	anew   bool            // what an earlier pull left of them is of no use
 
 	// Of one attempt.
 	stage   Stage
@@ -163,7 +170,7 @@ func (j *job) run(ctx context.Context) (err error) {
 	if err := j.fetch(ctx, missing); err != nil {
 		return err
 	}
-	if err := j.tree(); err != nil {
+	if err := j.tree(ctx); err != nil {
 		return err
 	}
 	j.pulled.Fetched = j.fetched.Load() + j.pulled.Config.Size
@@ -208,6 +215,9 @@ func (j *job) part(d v1.Descriptor) (*part, error) {
 		j.mu.Lock()
 		j.parts = append(j.parts, p)
 		j.mu.Unlock()
+		if j.anew {
+			err = p.empty()
+		}
 	}
 	return p, err
 }
@@ -298,8 +308,8 @@ func (p *Puller) parallel() int {
 }
 
 // tree puts the layers above one another.
-func (j *job) tree() error {
-	t := unpack.NewTree(j.budget)
+func (j *job) tree(ctx context.Context) error {
+	t := unpack.NewTree(j.budget).Until(ctx)
 	for _, l := range j.pulled.Layers {
 		if err := t.Apply(l); err != nil {
 			return err

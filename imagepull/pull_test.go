@@ -93,7 +93,7 @@ func published(t *testing.T, st *store.Dir, p *imagepull.Pulled) map[string]stri
 			out[kind+"/"+name] = content
 		}
 	}
-	if len(out) != 2*len(p.DiffIDs)+2 {
+	if len(out) != 2*len(p.DiffIDs)+1 {
 		t.Errorf("%d files of %d layers and a tree", len(out), len(p.DiffIDs))
 	}
 	return out

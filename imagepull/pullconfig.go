@@ -1,7 +1,6 @@
 package imagepull
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,7 +66,7 @@ func (j *job) readConfig(ctx context.Context, d v1.Descriptor) error {
 	case d.Size > maxConfig:
 		return fmt.Errorf("%d bytes: want at most %d", d.Size, maxConfig)
 	}
-	raw, err := j.readSmall(ctx, d)
+	raw, err := readSmall(ctx, j.src, d)
 	if err != nil {
 		return err
 	}
@@ -79,15 +78,13 @@ func (j *job) readConfig(ctx context.Context, d v1.Descriptor) error {
 }
 
 // readSmall returns a blob whose size is bounded. It is whole and has its digest.
-func (j *job) readSmall(ctx context.Context, d v1.Descriptor) ([]byte, error) {
-	r, err := j.src.Blob(ctx, d, nil, 0)
+func readSmall(ctx context.Context, s Source, d v1.Descriptor) ([]byte, error) {
+	r, err := s.Blob(ctx, d, nil, 0)
 	if err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	in := &incoming{r: r, size: d.Size, fetched: &j.fetched}
-	_, err = io.Copy(&b, in)
-	return b.Bytes(), errors.Join(err, r.Close())
+	b, err := io.ReadAll(r)
+	return b, errors.Join(err, r.Close())
 }
 
 func (j *job) checkConfig(c *v1.Image) error {

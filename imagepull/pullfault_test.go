@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -192,6 +193,70 @@ func TestPullParts(t *testing.T) {
 			}
 			staged(t, st, c.left)
 		})
+	}
+}
+
+// spoiled is a store before whose every stage somebody leaves a part of other bytes.
+type spoiled struct {
+	*store.Dir
+	part   string
+	stages int
+}
+
+func (s *spoiled) Stage(ctx context.Context) (imagepull.Stage, error) {
+	s.stages++
+	if err := os.WriteFile(s.part, []byte("other bytes"), 0o600); err != nil {
+		return nil, err
+	}
+	return s.Dir.Stage(ctx)
+}
+
+// Whatever an earlier pull left is tried once.
+func TestPullPartsOnce(t *testing.T) {
+	f := newFakeRegistry(t)
+	im := newImage(t, layer{tar: tarOf(t, "a="+noise(18, 100<<10))})
+	f.put(t, "1", im)
+	st := &spoiled{Dir: newStore(t)}
+	st.part = filepath.Join(st.Parts(), im.manifest.Layers[0].Digest.Encoded())
+	p := puller(t, f)
+	p.Parts = st.Parts()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := p.Pull(ctx, f.name(t, "1"), st); err != nil || st.stages != 2 {
+		t.Errorf("%d stages, %v: want 2", st.stages, err)
+	}
+	staged(t, st.Dir, 0)
+}
+
+// broken is a store whose disk is full from the beginning.
+type broken struct{ imagepull.Nowhere }
+
+type brokenStage struct{ imagepull.Stage }
+
+func (b broken) Stage(ctx context.Context) (imagepull.Stage, error) {
+	s, err := b.Nowhere.Stage(ctx)
+	return brokenStage{s}, err
+}
+
+func (brokenStage) Content(digest.Digest) (io.WriteCloser, error) { return fullFile{}, nil }
+
+type fullFile struct{}
+
+func (fullFile) Write([]byte) (int, error) { return 0, unix.ENOSPC }
+func (fullFile) Close() error              { return nil }
+
+// Of a layer that there is no room for the rest is not fetched.
+func TestPullEndsWhereFull(t *testing.T) {
+	f := newFakeRegistry(t)
+	im := newImage(t, layer{tar: tarOf(t, "a="+noise(19, 32<<20)), mediaType: ociTar})
+	f.put(t, "1", im)
+	_, err := puller(t, f).Pull(t.Context(), f.name(t, "1"), broken{})
+	if !errors.Is(err, unix.ENOSPC) || isRefused(err) {
+		t.Errorf("got %v", err)
+	}
+	f.Close() // all was sent that will be
+	if d := im.manifest.Layers[0]; f.sentOf(d.Digest) > d.Size*3/4 {
+		t.Errorf("%d bytes of bodies for a layer of %d", f.sentOf(d.Digest), d.Size)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -128,7 +127,26 @@ func (r *remote) Referrers(ctx context.Context, digest, artifactType string) ([]
 }
 
 func (r *remote) Blob(ctx context.Context, d v1.Descriptor, have io.Reader, n int64) (io.ReadCloser, error) {
-	return r.client.Resume(ctx, r.ref, d, have, n)
+	body, err := r.client.Resume(ctx, r.ref, d, have, n)
+	if err != nil {
+		return nil, err
+	}
+	return &fetching{body, d.Size}, nil
+}
+
+// A fetching reader tells bytes that did not come from bytes that are wrong.
+type fetching struct {
+	io.ReadCloser
+	left int64 // bytes, as the manifest says
+}
+
+func (f *fetching) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	f.left -= int64(n)
+	if err != nil && err != io.EOF && f.left > 0 {
+		err = &FetchError{err}
+	}
+	return n, err
 }
 
 func (r *remote) Close() error { return nil }
@@ -180,9 +198,3 @@ func (l *local) Blob(ctx context.Context, d v1.Descriptor, _ io.Reader, _ int64)
 }
 
 func (l *local) Close() error { return l.layout.Close() }
-
-// attachmentTag is the tag by which something beside a manifest is found: cosign,
-// specs/SIGNATURE_SPEC.md; Distribution Specification, "Referrers Tag Schema".
-func attachmentTag(digest, suffix string) string {
-	return strings.Replace(digest, ":", "-", 1) + suffix
-}

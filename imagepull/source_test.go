@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -154,6 +155,75 @@ func TestIndexes(t *testing.T) {
 	}
 }
 
+// A manifest that does not say what it is is what led there says.
+func TestManifestWithoutType(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name string, b []byte) v1.Descriptor {
+		d := v1.Descriptor{Digest: godigest.FromBytes(b), Size: int64(len(b))}
+		if name == "" {
+			name = "blobs/sha256/" + d.Digest.Encoded()
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o700), os.WriteFile(filepath.Join(dir, name), b, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	index := func(d v1.Descriptor) []byte {
+		b, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []v1.Descriptor{d}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	image := put("", []byte(`{"schemaVersion":2,"config":{"mediaType":"x","digest":"`+digestOf(nil)+`","size":0},"layers":[]}`))
+	image.MediaType, image.Platform = v1.MediaTypeImageManifest, &v1.Platform{OS: "linux", Architecture: "amd64"}
+	put("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	p := &Puller{Platform: *image.Platform}
+	inspect := func(suffix string) {
+		if im, err := p.Inspect(t.Context(), mustParse(t, "oci:"+dir+suffix)); err != nil || im.Digest != image.Digest.String() {
+			t.Errorf("%q: %+v, %v", suffix, im, err)
+		}
+	}
+	put("index.json", index(image))
+	inspect("")
+	inspect("@" + image.Digest.String())
+	outer := put("", index(image))
+	outer.MediaType = v1.MediaTypeImageIndex
+	put("index.json", index(outer))
+	inspect("")
+	inspect("@" + outer.Digest.String())
+}
+
+// A connection that dies while a signature is read says nothing of the image.
+func TestAttachmentDies(t *testing.T) {
+	config, layer := []byte("{}"), []byte("signature")
+	of := func(mediaType string, b []byte) v1.Descriptor {
+		return v1.Descriptor{MediaType: mediaType, Digest: godigest.FromBytes(b), Size: int64(len(b))}
+	}
+	m, err := json.Marshal(v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: of("x", config), Layers: []v1.Descriptor{of(policy.CosignMIME, layer)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/manifests/") {
+			w.Header().Set("Content-Type", v1.MediaTypeImageManifest)
+			_, _ = w.Write(m)
+			return
+		}
+		w.Header().Set("Content-Length", "9")
+		_, _ = w.Write(layer[:4]) // and no more
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	defer s.Close()
+	pool := x509.NewCertPool()
+	pool.AddCert(s.Certificate())
+	src := &remote{&registry.Client{Roots: pool, Tries: 1}, mustParse(t, "docker://"+strings.TrimPrefix(s.URL, "https://")+"/app:1").Ref}
+	if _, err := attachments(t.Context(), src, digestOf(m)); err == nil || verdict(err) {
+		t.Errorf("got %v: want an error of the network", err)
+	}
+}
+
 // A source of signatures that never end, or are too large, is refused.
 func TestManyAttachments(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -163,7 +233,9 @@ func TestManyAttachments(t *testing.T) {
 		"signatures":      {&fake{layers: maxSignatures + 1, mediaType: policy.CosignMIME}, "want at most"},
 		"large signature": {&fake{layers: 1, mediaType: policy.CosignMIME, size: maxAttachment + 1}, "want at most"},
 		"bundles":         {&fake{referrers: maxSignatures + 1}, "want at most"},
-		"bundles of one":  {&fake{referrers: 1, layers: maxSignatures + 1, mediaType: policy.BundleMIME}, "more than"},
+		"bundles of one":  {&fake{referrers: 1, layers: maxSignatures + 1, mediaType: policy.BundleMIME}, "want one, a bundle"},
+		"no bundle":       {&fake{referrers: 1, layers: 1, mediaType: policy.CosignMIME}, "want one, a bundle"},
+		"bundles, large":  {&fake{referrers: 9, layers: 1, mediaType: policy.BundleMIME, size: maxBundle}, "of all"},
 		"large bundle":    {&fake{referrers: 1, layers: 1, mediaType: policy.BundleMIME, size: maxBundle + 1}, "want at most"},
 	} {
 		if _, err := attachments(t.Context(), tt.source, digestOf(nil)); err == nil || !strings.Contains(err.Error(), tt.why) {

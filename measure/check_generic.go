@@ -13,12 +13,13 @@ import (
 // CheckGeneric compares a boot under a generic firmware and a TPM with m, which
 // is for an SNP guest or a trust domain. booted is what the machine was given,
 // and p what the TPM was to measure of it: the events of a trust domain are in m,
-// and p may be nil.
+// and p may be nil. workloads are the PCRs that the guest was told to measure its
+// workloads into, as RTMR 3.
 //
 // Such a boot shows that the artefacts behind m start, and that what does not
 // depend on the firmware is measured as predicted. What the hardware measures of
 // the firmware it cannot show: those values are NotChecked, whatever else holds.
-func CheckGeneric(m *Measurements, booted []Input, p *Prediction, o *Observed) (*CheckResult, error) {
+func CheckGeneric(m *Measurements, booted []Input, p *Prediction, o *Observed, workloads ...int) (*CheckResult, error) {
 	shape := o.Machine.shape()
 	switch {
 	case len(m.Values) == 0:
@@ -28,7 +29,7 @@ func CheckGeneric(m *Measurements, booted []Input, p *Prediction, o *Observed) (
 	case o.Log == nil:
 		return nil, errors.New("measure: check: the guest reported no event log")
 	}
-	g := &genericCheck{checker: newChecker(o), m: m, p: p,
+	g := &genericCheck{checker: newChecker(o), m: m, p: p, workloads: workloads,
 		r: &CheckResult{Schema: checkSchema, Profile: m.Profile, Machine: shape, Passed: true, Notes: notes(m, o), Registers: []RegisterCheck{}}}
 	g.inputs(booted)
 	var err error
@@ -53,7 +54,7 @@ type genericCheck struct {
 	p *Prediction
 	r *CheckResult
 
-	workloads bool // m has a value for them
+	workloads []int // PCRs
 }
 
 // inputs holds what was booted to what the document was computed from.
@@ -187,28 +188,22 @@ func sameEvents(v *Value, register int, alg eventlog.Alg, got []eventlog.Event) 
 	return x
 }
 
-// workloadPCRs are those that a guest may be told to measure its workloads into.
-var workloadPCRs = []int{14, 15, 23}
-
-// sameWorkloads looks for what RTMR 3 would hold in the TPM: a guest that was told
-// to measures its workloads into a register there, too.
+// sameWorkloads looks for what RTMR 3 would hold in the TPM, in each register that
+// the guest was told to measure its workloads into.
 func (g *genericCheck) sameWorkloads(v *Value) RegisterCheck {
 	x := RegisterCheck{Register: v.Register, Bank: v.Bank, Phase: v.Phase, Provenance: v.Provenance, Verdict: NotChecked,
 		Reason: "only TDX has it: this boot had another firmware and a software TPM"}
 	if v.Phase != PhaseWorkloads {
 		return x
 	}
-	g.workloads = true
-	for _, n := range workloadPCRs {
-		after, moved := g.o.After[v.Bank][n], g.o.After[v.Bank][n] != g.o.Before[v.Bank][n]
-		if !moved || after == "" {
+	for _, n := range g.workloads {
+		x.Want, x.Got = v.values(), g.o.After[v.Bank][n]
+		x.Verdict, x.Reason = Mismatch, fmt.Sprintf("PCR %d, which has the same events under the generic firmware", n)
+		if x.Index = slices.Index(x.Want, x.Got); x.Index >= 0 {
+			x.Verdict = Match
 			continue
 		}
-		x.Want, x.Got = v.values(), after
-		x.Verdict, x.Reason = Mismatch, fmt.Sprintf("PCR %d, which has the same events under the generic firmware", n)
-		if x.Index = slices.Index(x.Want, after); x.Index >= 0 {
-			x.Verdict = Match
-		} else if v.Provenance == Volatile {
+		if v.Provenance == Volatile {
 			x.Verdict, x.Reason = NotPredicted, v.Reason
 		}
 		return x
@@ -222,7 +217,7 @@ func (g *genericCheck) settledAll() {
 	for _, bank := range slices.Sorted(maps.Keys(g.o.Before)) {
 		before := g.o.Before[bank]
 		for n := range registers {
-			if g.workloads && slices.Contains(workloadPCRs, n) {
+			if slices.Contains(g.workloads, n) {
 				continue
 			}
 			if after, ok := g.o.After[bank][n]; ok && after != before[n] {

@@ -29,7 +29,7 @@ func genericBoot(t *testing.T, path string, change func(*testFiles)) (*Predictio
 // and UEFI 2.10, section 38.4.1.
 func rtmrDocument(p *Prediction) *Measurements {
 	rtmr := map[int]int{2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 8: 2, 9: 2, 11: 2, 12: 2, 13: 2, 14: 2, 15: 2}
-	m := &Measurements{Schema: documentSchema, Profile: "td", Machine: p.Machine.shape(), Machines: []Shape{p.Machine.shape()},
+	m := &Measurements{Schema: documentSchema, Profile: "td", Machine: p.Machine.shape(), Machines: []Shape{p.Machine.shape()}, Versions: Versions{Kernel: "6.16.3"},
 		Notes: []string{}, Inputs: []Input{{"firmware", strings.Repeat("00", 32), 1}, {"disk", strings.Repeat("11", 32), 1}}}
 	for _, name := range []string{"mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"} {
 		v := Value{Platform: PlatformTDX, Register: name, Bank: "sha384", Provenance: Predicted, Events: []EventRef{}}

@@ -23,20 +23,39 @@ func (m *Measurements) ExtendInitdata(digest []byte) error {
 	return m.extendInitdata(EventRef{Name: "initdata", Source: initdataMaybe}, digest)
 }
 
-// RequireInitdata does the same for a guest whose agent looks for initdata: it
-// extends the digest, or a marker in its place where it is given none, and always
-// one of the two. name says which.
-func (m *Measurements) RequireInitdata(name string, digest []byte) error {
-	return m.extendInitdata(EventRef{Name: name, Source: "initdata, by the agent"}, digest)
+// RequireInitdata does the same for a guest whose agent looks for initdata, and so
+// always extends the register.
+func (m *Measurements) RequireInitdata(digest []byte) error {
+	return m.extendInitdata(EventRef{Name: "initdata", Source: initdataAlways}, digest)
 }
 
-// initdataMaybe is the source of an event that not every guest extends.
-const initdataMaybe = "initdata, by the guest"
+// UnknownInitdata is for such a guest whose initdata is not known, for a reason: it
+// may be given any, or none, for which it extends a marker.
+func (m *Measurements) UnknownInitdata(reason string) error {
+	event := EventRef{Name: "initdata", Source: initdataAlways, Type: eventlog.IPL.String(), Unlogged: true, Provenance: Volatile}
+	return m.afterInitdata(func(v Value) Value {
+		v.Phase, v.Events = PhaseInitdata, append(slices.Clone(v.Events), event)
+		v.Provenance, v.Value, v.OneOf, v.Reason = Volatile, "", nil, reason
+		return v
+	})
+}
+
+// Sources of an event that not every guest extends, and of one that each does.
+const (
+	initdataMaybe  = "initdata, by the guest"
+	initdataAlways = "initdata, by the agent"
+)
 
 func (m *Measurements) extendInitdata(event EventRef, digest []byte) error {
 	if n := eventlog.SHA256.Size(); len(digest) != n {
 		return fmt.Errorf("measure: initdata: digest of %d bytes: want %d", len(digest), n)
 	}
+	return m.afterInitdata(func(v Value) Value { return v.extended(event, digest) })
+}
+
+// afterInitdata adds what the register holds after the initdata to what it holds
+// before.
+func (m *Measurements) afterInitdata(after func(Value) Value) error {
 	var out []Value
 	for _, v := range m.Values {
 		out = append(out, v)
@@ -46,7 +65,7 @@ func (m *Measurements) extendInitdata(event EventRef, digest []byte) error {
 		if v.Phase != "" {
 			return fmt.Errorf("measure: initdata: %s has a phase %q already", v.Register, v.Phase)
 		}
-		out = append(out, v.extended(event, digest))
+		out = append(out, after(v))
 	}
 	if len(out) == len(m.Values) {
 		return errors.New("measure: initdata: no value for pcr8 in bank sha256")
@@ -55,7 +74,7 @@ func (m *Measurements) extendInitdata(event EventRef, digest []byte) error {
 	return nil
 }
 
-// extended is v after the digest of the initdata, or the marker for none.
+// extended is v after the digest of the initdata.
 func (v Value) extended(event EventRef, digest []byte) Value {
 	event.Type, event.Digest, event.Unlogged = eventlog.IPL.String(), hex.EncodeToString(digest), true
 	v.Phase, v.Events = PhaseInitdata, append(slices.Clone(v.Events), event)

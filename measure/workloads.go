@@ -26,11 +26,18 @@ const (
 	registerCopy      = "pcr23"
 )
 
+// ExtendsRTMR tells whether a kernel lets programs of a trust domain extend RTMR 3.
+// Linux, Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest.
+func ExtendsRTMR(release string) bool { return compareVersions(release, "6.16") >= 0 }
+
 // AddWorkloads adds what registers hold once the guest has measured its workloads:
-// the given PCRs in every bank, RTMR 3 of a trust domain. The values without a phase
-// stay. An SNP guest has neither, and gets no value.
+// the given PCRs in every bank, RTMR 3 of a trust domain whose kernel lets it. The
+// values without a phase stay. An SNP guest has neither, and gets no value.
 func (m *Measurements) AddWorkloads(events []WorkloadEvent, pcrs ...int) error {
-	names := []string{registerWorkloads}
+	var names []string
+	if ExtendsRTMR(m.Versions.Kernel) {
+		names = append(names, registerWorkloads)
+	}
 	for _, n := range pcrs {
 		names = append(names, fmt.Sprintf("pcr%d", n))
 	}

@@ -167,16 +167,28 @@ func TestCheckWorkloads(t *testing.T) {
 	}
 }
 
-// An agent that looks for initdata extends the digest or the marker: a register
-// that it left alone is not what was predicted.
+// An agent that looks for initdata extends its digest: a register that it left alone
+// is not what was predicted. Of initdata that is not known nothing is.
 func TestRequireInitdata(t *testing.T) {
-	marker := slices.Repeat([]byte{7}, 32)
-	for name, tt := range map[string]struct {
+	digest := slices.Repeat([]byte{7}, 32)
+	for _, tt := range []struct {
+		name     string
+		known    bool
 		extended []byte
-		ok       bool
-	}{"the marker": {marker, true}, "nothing": {nil, false}, "another digest": {make([]byte, 32), false}} {
+		want     Verdict
+	}{
+		{"the digest", true, digest, Match},
+		{"nothing", true, nil, Mismatch},
+		{"another digest", true, make([]byte, 32), Mismatch},
+		{"not known", false, digest, NotPredicted},
+	} {
 		m, o := booted(t)
-		if err := m.RequireInitdata("no initdata", marker); err != nil {
+		err := m.RequireInitdata(digest)
+		if !tt.known {
+			m, o = booted(t)
+			err = m.UnknownInitdata("nobody said")
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		if tt.extended != nil {
@@ -184,11 +196,15 @@ func TestRequireInitdata(t *testing.T) {
 			o.After["sha256"][8] = hex.EncodeToString(v[:])
 		}
 		r := mustCheck(t, m, o)
-		if r.OK() != tt.ok {
-			t.Errorf("%s: ok is %v, want %v: %q", name, r.OK(), tt.ok, found(r, "sha256"))
+		if got := verdictOn(r, "pcr8", "sha256", PhaseInitdata); got != tt.want || r.OK() != (tt.want != Mismatch) {
+			t.Errorf("%s: %s, ok is %v, want %s: %q", tt.name, got, r.OK(), tt.want, found(r, "sha256"))
 		}
-		if v := valueOf(t, m, "pcr8", "sha256", PhaseInitdata); v.Events[0].Name != "no initdata" {
-			t.Errorf("%+v", v)
+		b, err := m.Marshal()
+		if err == nil {
+			_, err = ParseMeasurements(b)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
 }
@@ -198,16 +214,20 @@ func TestRequireInitdata(t *testing.T) {
 func TestWorkloadsOfTrustDomain(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
+		told     []int // PCRs
 		register int
 		events   []WorkloadEvent
 		want     Verdict
 		ok       bool
 	}{
-		{"left alone", 0, nil, NotChecked, true},
-		{"the same events", 14, threeEvents, Match, true},
-		{"another register", 15, threeEvents, Match, true},
-		{"other events", 14, threeEvents[:2], Mismatch, false},
-		{"register of nobody", 13, threeEvents, NotChecked, false},
+		{"told nothing, does nothing", nil, 0, nil, NotChecked, true},
+		{"told nothing", nil, 14, threeEvents, NotChecked, false},
+		{"the same events", []int{14}, 14, threeEvents, Match, true},
+		{"left alone", []int{14}, 0, nil, Mismatch, false},
+		{"not in the copy", []int{14, 23}, 14, threeEvents, Mismatch, false},
+		{"another register", []int{14}, 15, threeEvents, Mismatch, false},
+		{"other events", []int{14}, 14, threeEvents[:2], Mismatch, false},
+		{"register of nobody", nil, 13, threeEvents, NotChecked, false},
 	} {
 		p, o := genericBoot(t, "disk", nil)
 		m := rtmrDocument(p)
@@ -225,12 +245,25 @@ func TestWorkloadsOfTrustDomain(t *testing.T) {
 		if tt.register > 0 {
 			extendAll(t, o, tt.register, tt.events)
 		}
-		r, err := CheckGeneric(m, diskGiven, nil, o)
+		r, err := CheckGeneric(m, diskGiven, nil, o, tt.told...)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := verdictOn(r, "rtmr3", "sha384", PhaseWorkloads); got != tt.want || r.OK() != tt.ok {
 			t.Errorf("%s: %s, ok is %v: want %s, %v\n%q", tt.name, got, r.OK(), tt.want, tt.ok, rows(r))
+		}
+	}
+}
+
+// A kernel that cannot extend RTMR 3 leaves it as it is.
+func TestWorkloadsOfOldTrustDomain(t *testing.T) {
+	p, _ := genericBoot(t, "disk", nil)
+	for kernel, want := range map[string]int{"6.12.107+deb13-cloud-amd64": 0, "6.15.9": 0, "": 0, "6.16": 1, "7.0.2": 1} {
+		m := rtmrDocument(p)
+		m.Versions.Kernel = kernel
+		n := len(m.Values)
+		if err := m.AddWorkloads(threeEvents); err != nil || len(m.Values) != n+want {
+			t.Errorf("Linux %s: %d more values, %v, want %d", kernel, len(m.Values)-n, err, want)
 		}
 	}
 }

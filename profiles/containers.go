@@ -1,6 +1,8 @@
 package profiles
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -95,12 +97,11 @@ func (r *rules) workload(i int, guest map[string]string) {
 		r.fault(at("ports"), "", "the container has no network")
 	}
 	for j, p := range w.Ports {
-		protocol, number, _ := strings.Cut(p, ":")
-		_, transport, _ := strings.Cut(number, "/")
-		if transport == "" {
-			transport = "tcp"
+		protocol, number, _ := Port(p)
+		if number == 0 {
+			continue // its format was judged
 		}
-		key := protocol + "/" + transport
+		key := fmt.Sprintf("%d/%s", number, cmp.Or(protocol, "tcp"))
 		if by, ok := guest[key]; ok {
 			r.fault(at("ports", j), "", "port %s of the guest leads to %s already", key, by)
 		}

@@ -137,6 +137,14 @@ func (e *Effective) check() error {
 	if size > maxEffective {
 		return fmt.Errorf("arguments and variables of %d bytes: want at most %d", size, maxEffective)
 	}
+	if len(e.Env) > 2*maxList { // the image's and the workload's
+		return fmt.Errorf("%d variables: want at most %d", len(e.Env), 2*maxList)
+	}
+	for _, v := range e.Env {
+		if name, _, _ := strings.Cut(v, "="); len(name) > maxText {
+			return fmt.Errorf("env: %.100q: want names of at most %d bytes", name, maxText)
+		}
+	}
 	if e.User != "" && !userName.MatchString(e.User) {
 		return fmt.Errorf("the image's user %.100q: want \"USER\" or \"USER:GROUP\"", e.User)
 	}

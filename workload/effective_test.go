@@ -138,6 +138,13 @@ func TestEffectiveDigest(t *testing.T) {
 	}
 }
 
+func variables(n int) (out []string) {
+	for i := range n {
+		out = append(out, fmt.Sprintf("V%d=", i))
+	}
+	return out
+}
+
 func TestEffectiveRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string
@@ -152,6 +159,8 @@ func TestEffectiveRefuses(t *testing.T) {
 		{"user with a line end", "user", v1.ImageConfig{Cmd: []string{"/a"}, User: "a\nb"}},
 		{"directory with a line end", "working directory", v1.ImageConfig{Cmd: []string{"/a"}, WorkingDir: "/a\nb"}},
 		{"unknown signal", "stop signal", v1.ImageConfig{Cmd: []string{"/a"}, StopSignal: "SIGSTOPP"}},
+		{"too many variables", "513 variables: want at most 512", v1.ImageConfig{Cmd: []string{"/a"}, Env: variables(512)}}, // and PATH
+		{"long name of a variable", "want names of at most 4096 bytes", v1.ImageConfig{Cmd: []string{"/a"}, Env: []string{strings.Repeat("A", 4097) + "="}}},
 		{"too large", "want at most 1048576", v1.ImageConfig{Cmd: []string{"/a", strings.Repeat("a", maxEffective)}}},
 	} {
 		if e, err := (&Process{Name: "w"}).Effective(&tt.image); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "workload w: ") {

@@ -50,6 +50,11 @@ type Admitted struct {
 	Effective *Effective
 }
 
+// maxEvents bounds the text of all events of a configuration, in bytes. A log has each
+// once for every register, of which there are at most three (RTMR 3, a PCR, its copy),
+// and has to fit evidence.MaxWorkloadLog.
+const maxEvents = 256 << 10
+
 // Events are all by which c is measured before its first container starts, in the
 // order in which a register is extended: the policy, of each workload the image
 // and the configuration, the separator. admitted are all of c.Workloads, in order.
@@ -74,7 +79,15 @@ func (c *Config) Events(admitted []Admitted) ([]Event, error) {
 		out = append(out, events...)
 	}
 	separator, err := event(DomainPlinth, OpSeparator, map[string]any{"workloads": len(admitted)})
-	return append(out, separator), err
+	out = append(out, separator)
+	size := 0
+	for _, e := range out {
+		size += len(e.Text())
+	}
+	if size > maxEvents {
+		return nil, fmt.Errorf("workloads: events of %d bytes: want at most %d; names of images and of variables are in them", size, maxEvents)
+	}
+	return out, err
 }
 
 // policyEvent has the digest of the policy's canonical JSON: agent.json and

@@ -6,12 +6,14 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/plinth-os/plinth/evidence"
 	"github.com/plinth-os/plinth/internal/testenv"
 )
 
@@ -211,6 +213,41 @@ func TestEventsRefuse(t *testing.T) {
 }
 
 // The text of an event is one line of three words, whatever is in it.
+// The largest log there can be, of three registers in four banks, fits a report; of a
+// larger one no guest and no prediction takes the configuration.
+func TestEventsFitReport(t *testing.T) {
+	const names = 240
+	c := &Config{}
+	var admitted []Admitted
+	for i := range maxWorkloads {
+		p := Process{Name: fmt.Sprintf("w%d", i), Image: "docker://registry.example.com/app@sha256:" + strings.Repeat("ab", 32)}
+		e := &Effective{Args: []string{"/app"}, Env: variables(names)}
+		c.Workloads = append(c.Workloads, p)
+		admitted = append(admitted, Admitted{&p, "sha256:" + strings.Repeat("ab", 32), e})
+	}
+	_, err := c.Events(admitted)
+	for err == nil { // up to the bound
+		admitted[0].Effective.Env = append(admitted[0].Effective.Env, strings.Repeat("A", 4000)+"=")
+		_, err = c.Events(admitted)
+	}
+	if !strings.Contains(err.Error(), "want at most 262144") {
+		t.Error(err)
+	}
+	last := len(admitted[0].Effective.Env) - 1
+	admitted[0].Effective.Env = admitted[0].Effective.Env[:last]
+	events, err := c.Events(admitted)
+	if err != nil || last <= names {
+		t.Fatalf("%d variables, %v", last, err)
+	}
+	size := 0
+	for _, e := range events {
+		size += 3 * len(e.Record(14, crypto.SHA1, crypto.SHA256, crypto.SHA384, crypto.SHA512))
+	}
+	if size > evidence.MaxWorkloadLog {
+		t.Errorf("a log of %d bytes", size)
+	}
+}
+
 func TestEventIsOneLine(t *testing.T) {
 	e, err := PullImage("a\nb \"c", "sha256:"+strings.Repeat("01", 32))
 	if err != nil {

@@ -11,6 +11,12 @@ import (
 	"github.com/plinth-os/plinth/workload"
 )
 
+// Where the root file system and the agent look for each other.
+const (
+	Runtime    = "/usr/bin/crun"           // runs containers
+	ResolvConf = "/run/plinth/resolv.conf" // the agent writes the addresses of name servers into it
+)
+
 // WorkloadsFrom says where a guest with this command line has its workloads from:
 // workload.FromImage, workload.FromInitdata, or "" where it has none.
 func WorkloadsFrom(cmdline string) (string, error) {
@@ -46,9 +52,7 @@ func (c *Config) checkWorkloads() error {
 		return errors.New("storage: want one for the images of workloads")
 	}
 	if c.Workloads != nil {
-		if err := c.Workloads.Check(); err != nil {
-			return fmt.Errorf("workloads: %w", err)
-		}
+		return c.Workloads.Check()
 	}
 	return nil
 }

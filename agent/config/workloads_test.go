@@ -70,7 +70,7 @@ func TestRefusedWorkloads(t *testing.T) {
 		{"two sources", "workloads: want plinth.workloads=image on the command line", func(c *Config) { c.Cmdline = "plinth.workloads=initdata" }},
 		{"unknown source", "cmdline: plinth.workloads", func(c *Config) { c.Cmdline = "plinth.workloads=host" }},
 		{"no storage", "storage: want one", func(c *Config) { c.Storage = nil }},
-		{"bad workload", "workloads: ", func(c *Config) { c.Workloads.Workloads[0].Name = "" }},
+		{"bad workload", "config: workloads: workloads[0]: name", func(c *Config) { c.Workloads.Workloads[0].Name = "" }},
 		{"two storages", "storage: want one of memory_mib and disk", func(c *Config) { c.Storage.Disk = "x" }},
 		{"no kind of storage", "storage: want one of memory_mib and disk", func(c *Config) { c.Storage.MemoryMiB = 0 }},
 		{"negative storage", "storage: memory_mib is -1", func(c *Config) { c.Storage.MemoryMiB = -1 }},

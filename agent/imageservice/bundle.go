@@ -44,13 +44,23 @@ func (s *Server) make(ctx context.Context, image, bundle string) (string, error)
 	return im.Digest, nil
 }
 
-// open makes the directory of a bundle. No link leads out of Bundles.
+// open makes the directory of a bundle. Bundles is no link, and none leads out of it.
 func (s *Server) open(bundle string) (*os.Root, error) {
-	top, err := os.OpenRoot(filepath.Join(s.Root, Bundles))
+	dir := filepath.Join(s.Root, Bundles)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	top, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer top.Close()
+	switch at, err := pathOf(top); {
+	case err != nil:
+		return nil, err
+	case at != dir:
+		return nil, fmt.Errorf("bundle %s: %s is %s", bundle, dir, at)
+	}
 	rel := strings.TrimPrefix(bundle, Bundles+"/")
 	if err := top.MkdirAll(path.Join(rel, rootFS), 0o700); err != nil {
 		return nil, err
@@ -98,7 +108,8 @@ func (s *Server) writeConfig(dir *os.Root, root string, im *v1.Image) error {
 	if err := dir.WriteFile(part, b, 0o600); err != nil {
 		return err
 	}
-	return dir.Rename(part, configFile)
+	// Complete at once, and not in the place of one that came meanwhile.
+	return errors.Join(dir.Link(part, configFile), dir.Remove(part))
 }
 
 // convert makes the part of a runtime configuration that an image has.

@@ -32,8 +32,9 @@ import (
 // Socket is where callers look for the service.
 const Socket = "/run/confidential-containers/cdh.sock"
 
-// Bundles is the directory below which bundles may be. It is in memory.
-const Bundles = "/run"
+// Bundles is the directory below which bundles may be, and nothing of the guest's own
+// is: Kata's, kata-agent, CONTAINER_BASE. It is in memory.
+const Bundles = "/run/kata-containers"
 
 // A Guest does what the service was asked for.
 type Guest interface {

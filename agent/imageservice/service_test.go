@@ -36,6 +36,7 @@ type fakeGuest struct {
 	journal []string
 	fail    map[string]error // by the journal's first word
 	gate    chan struct{}    // nil: open
+	pulling func()           // nil: nothing
 }
 
 func (g *fakeGuest) note(what string, args ...string) error {
@@ -48,6 +49,9 @@ func (g *fakeGuest) note(what string, args ...string) error {
 func (g *fakeGuest) Pull(ctx context.Context, image string) (*imagepull.Pulled, error) {
 	if g.gate != nil {
 		<-g.gate
+	}
+	if g.pulling != nil {
+		g.pulling()
 	}
 	if ctx.Err() != nil {
 		return nil, errors.Join(ctx.Err(), g.note("cancelled"))
@@ -182,23 +186,27 @@ func TestRefusedCalls(t *testing.T) {
 		code                            codes.Code
 		lines                           int
 	}{
-		{"relative", name, "run/x", "", "want a path below /run", codes.InvalidArgument, 0},
-		{"outside", name, "/etc/x", "", "want a path below /run", codes.InvalidArgument, 0},
-		{"climbs", name, "/run/../etc", "", "want a path below /run", codes.InvalidArgument, 0},
-		{"/run itself", name, "/run/", "", "want a path below /run", codes.InvalidArgument, 0},
-		{"link", name, "/run/link/x", "", "escapes", codes.Internal, 0},
-		{"no name", "@", "/run/x", "", "invalid reference", codes.InvalidArgument, 0},
-		{"another transport", "oci-archive:/dev/vda", "/run/x", "", "invalid reference", codes.InvalidArgument, 0},
-		{"a bundle with a configuration", name, "/run/full", "", "it has a config.json", codes.Internal, 0},
-		{"refused by the policy", name, "/run/x", "pull", "boom", codes.Internal, 1},
-		{"mount", name, "/run/x", "mount", "boom", codes.Internal, 2},
-		{"user", name, "/run/x", "user", "boom", codes.Internal, 4}, // and unmounted
-		{"panic", name, "/run/x", "panic", "panic: boom", codes.Internal, 1},
+		{"relative", name, "run/x", "", "want a path below /run/kata-containers", codes.InvalidArgument, 0},
+		{"outside", name, "/etc/x", "", "want a path below /run/kata-containers", codes.InvalidArgument, 0},
+		{"climbs", name, "/run/kata-containers/../etc", "", "want a path below /run/kata-containers", codes.InvalidArgument, 0},
+		{"the directory itself", name, "/run/kata-containers", "", "want a path below /run/kata-containers", codes.InvalidArgument, 0},
+		{"link", name, "/run/kata-containers/link/x", "", "escapes", codes.Internal, 0},
+		{"shown images", name, "/run/plinth/images/x", "", "want a path below", codes.InvalidArgument, 0},
+		{"a container", name, "/run/plinth/containers/web", "", "want a path below", codes.InvalidArgument, 0},
+		{"attestation agent", name, "/run/attestation-agent", "", "want a path below", codes.InvalidArgument, 0},
+		{"no name", "@", "/run/kata-containers/x", "", "invalid reference", codes.InvalidArgument, 0},
+		{"another transport", "oci-archive:/dev/vda", "/run/kata-containers/x", "", "invalid reference", codes.InvalidArgument, 0},
+		{"a bundle with a configuration", name, "/run/kata-containers/full", "", "it has a config.json", codes.Internal, 0},
+		{"refused by the policy", name, "/run/kata-containers/x", "pull", "boom", codes.Internal, 1},
+		{"mount", name, "/run/kata-containers/x", "mount", "boom", codes.Internal, 2},
+		{"user", name, "/run/kata-containers/x", "user", "boom", codes.Internal, 4}, // and unmounted
+		{"panic", name, "/run/kata-containers/x", "panic", "panic: boom", codes.Internal, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := &fakeGuest{fail: map[string]error{tt.fail: errors.New("boom")}}
 			c, root := serve(t, g)
-			if err := errors.Join(os.Symlink("/etc", root+"/run/link"), os.Mkdir(root+"/run/full", 0o700), os.WriteFile(root+"/run/full/config.json", nil, 0o600)); err != nil {
+			base := root + Bundles
+			if err := errors.Join(os.Mkdir(base, 0o700), os.Symlink("/etc", base+"/link"), os.Mkdir(root+"/run/kata-containers/full", 0o700), os.WriteFile(base+"/full/config.json", nil, 0o600)); err != nil {
 				t.Fatal(err)
 			}
 			for range 2 { // one that failed is tried anew
@@ -208,10 +216,45 @@ func TestRefusedCalls(t *testing.T) {
 			if got := g.lines(); len(got) != 2*tt.lines {
 				t.Errorf("got %q, want %d lines twice", got, tt.lines)
 			}
-			if _, err := os.Lstat(root + "/run/x/config.json"); err == nil {
+			if _, err := os.Lstat(base + "/x/config.json"); err == nil {
 				t.Error("there is a config.json")
 			}
 		})
+	}
+}
+
+// A link that stands where bundles are leads nowhere, and one in a bundle's path
+// leads to nothing of the agent's.
+func TestLinks(t *testing.T) {
+	for _, link := range []string{Bundles, Bundles + "/link"} {
+		g := &fakeGuest{}
+		c, root := serve(t, g)
+		images := filepath.Join(root, "run/plinth/images")
+		if err := errors.Join(os.MkdirAll(images, 0o700), os.MkdirAll(filepath.Dir(root+link), 0o700), os.Symlink(images, root+link)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: name, BundlePath: Bundles + "/link/x"}); err == nil {
+			t.Errorf("%s: no error", link)
+		}
+		if names, err := os.ReadDir(images); err != nil || len(names) > 0 || len(g.lines()) > 0 {
+			t.Errorf("%s: %v, %v, %q", link, names, err, g.lines())
+		}
+	}
+}
+
+// A configuration that somebody wrote while the image was pulled stays.
+func TestConfigRace(t *testing.T) {
+	g := &fakeGuest{}
+	c, root := serve(t, g)
+	other := filepath.Join(root, Bundles, "x", configFile)
+	g.pulling = func() { _ = os.WriteFile(other, []byte("other"), 0o600) }
+	_, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: name, BundlePath: Bundles + "/x"})
+	wantCode(t, err, codes.Internal, "exist")
+	if b, err := os.ReadFile(other); err != nil || string(b) != "other" {
+		t.Errorf("it is %q, %v", b, err)
+	}
+	if _, err := os.Lstat(other + ".part"); err == nil {
+		t.Error("a part of another is left")
 	}
 }
 
@@ -220,7 +263,7 @@ func TestRefusedCalls(t *testing.T) {
 func TestImpatientCaller(t *testing.T) {
 	g := &fakeGuest{gate: make(chan struct{})}
 	c, _ := serve(t, g)
-	r := &ImagePullRequest{ImageUrl: name, BundlePath: "/run/x"}
+	r := &ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/x"}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := c.PullImage(ctx, r); err == nil {
@@ -271,7 +314,7 @@ func TestOtherUser(t *testing.T) {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	_, err := NewImagePullServiceClient(c).PullImage(ctx, &ImagePullRequest{ImageUrl: name, BundlePath: "/run/x"})
+	_, err := NewImagePullServiceClient(c).PullImage(ctx, &ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/x"})
 	if err == nil || len(g.lines()) != 0 {
 		t.Errorf("got %v, %q", err, g.lines())
 	}

@@ -28,37 +28,49 @@ type listener struct {
 }
 
 func listen(index int) (*listener, error) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_ND_USEROPT)
+	// The kernel also says when there is a flag or an address to look at.
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_ND_USEROPT, unix.RTNLGRP_IPV6_IFINFO, unix.RTNLGRP_IPV6_IFADDR)
 	if err != nil {
-		return nil, fmt.Errorf("listen to routers: %w", err)
-	}
-	wait := unix.NsecToTimeval(int64(100 * time.Millisecond))
-	if err := s.SetReceiveTimeout(&wait); err != nil {
-		s.Close()
 		return nil, fmt.Errorf("listen to routers: %w", err)
 	}
 	return &listener{s, index}, nil
 }
 
-// hear adds to a lease what was said in the last tenth of a second, or is said in
-// the next.
-func (n *listener) hear(l *lease) error {
+// settle is how long it may take until all is heard that was said at one time.
+const settle = 100 * time.Millisecond
+
+// hear waits until something is said, and adds to a lease what concerns it. With a
+// time it waits no longer than that, and tells whether anything was said.
+func (n *listener) hear(l *lease, within time.Duration) (heard bool, err error) {
+	wait := unix.NsecToTimeval(int64(within))
+	if err := n.socket.SetReceiveTimeout(&wait); err != nil {
+		return false, fmt.Errorf("listen to routers: %w", err)
+	}
 	messages, from, err := n.socket.Receive()
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) { // the last: too much was said
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("listen to routers: %w", err)
+		return false, fmt.Errorf("listen to routers: %w", err)
 	}
 	if from.Pid != 0 {
-		return nil // no message of the kernel
+		return true, nil // no message of the kernel
 	}
 	for _, m := range messages {
 		if m.Header.Type == unix.RTM_NEWNDUSEROPT {
 			l.readOption(m.Data, n.index)
 		}
 	}
-	return nil
+	return true, nil
+}
+
+// rest adds what was said besides, a few messages at the most.
+func (n *listener) rest(l *lease) {
+	for range 16 {
+		if heard, err := n.hear(l, settle); !heard || err != nil {
+			return
+		}
+	}
 }
 
 // Options of an advertisement. RFC 8106, sections 5.1 and 5.2.
@@ -106,10 +118,15 @@ func (l *lease) readOption(b []byte, index int) {
 // says once that there is an address of IPv6, and which name servers came with it.
 func (u *Uplink) follow(ctx context.Context, n *listener, said chan<- *lease) {
 	defer n.socket.Close()
+	defer context.AfterFunc(ctx, n.socket.Close)() // ends the waiting
 	names := &lease{}
 	asked := false
-	for ctx.Err() == nil {
-		if err := n.hear(names); err != nil {
+	for within := settle; ; within = 0 { // at first it may all be there
+		_, err := n.hear(names, within)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
 			u.logf("network: %s: %v", u.Name, err)
 			return
 		}
@@ -122,6 +139,7 @@ func (u *Uplink) follow(ctx context.Context, n *listener, said chan<- *lease) {
 			u.askRouters(ctx, flags, names)
 		}
 		if hasGlobal(u.link) {
+			n.rest(names)
 			said <- names
 			return
 		}
@@ -144,7 +162,7 @@ func (u *Uplink) askRouters(ctx context.Context, flags uint32, names *lease) {
 			return
 		}
 		names.add(b.lease)
-		u.done.Go(func() { u.keep(ctx, b, u.ask6) })
+		u.background(func() { u.keep(ctx, b, u.ask6) })
 	case flags&otherwise != 0:
 		l, err := u.names6(first)
 		if err != nil {

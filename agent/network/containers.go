@@ -22,7 +22,8 @@ var inside = []netip.Prefix{
 	netip.MustParsePrefix("192.168.213.0/24"),
 }
 
-// inside6 is the same of IPv6. Nobody else is in a network that was drawn by lot.
+// inside6 is the same of IPv6. Nobody else is by chance in a network that was drawn
+// by lot; where somebody is, containers do without.
 // RFC 4193, section 3.2.
 var inside6 = netip.MustParsePrefix("fd6a:29c4:5be0:6ee2::/64")
 
@@ -37,7 +38,7 @@ type Containers struct {
 	uplink *Uplink // nil: none
 	logf   func(string, ...any)
 	four   netip.Prefix
-	six    netip.Prefix // not valid: the kernel has no IPv6
+	six    netip.Prefix // not valid: containers have no IPv6
 
 	mu       sync.Mutex
 	slots    map[string]int       // by the container's name: one that starts again has the same address, and so what was said to it still comes
@@ -60,14 +61,11 @@ func NewContainers(u *Uplink, logf func(string, ...any)) (*Containers, error) {
 	if u == nil {
 		return c, nil
 	}
-	var err error
-	if c.four, err = free(u); err != nil {
+	if err := c.reserve(); err != nil {
 		return nil, fmt.Errorf("network: containers: %w", err)
 	}
-	u.reserve(c.four)
-	forward := []setting{{"ipv4/ip_forward", "1"}, {"ipv4/conf/" + u.Name + "/send_redirects", "0"}}
-	if ipv6() {
-		c.six = inside6
+	forward := []setting{{"ipv4/ip_forward", "1"}}
+	if c.six.IsValid() {
 		forward = append(forward, setting{"ipv6/conf/all/forwarding", "1"})
 	}
 	// The rules are there before anything is forwarded.
@@ -80,10 +78,34 @@ func NewContainers(u *Uplink, logf func(string, ...any)) (*Containers, error) {
 	return c, nil
 }
 
-// free chooses a network that the uplink's addresses, routes and name servers are
-// not in.
-func free(u *Uplink) (netip.Prefix, error) {
-	taken := slices.Clone(u.Addresses)
+// reserve chooses the networks, and keeps later leases out of them.
+func (c *Containers) reserve() (err error) {
+	u := c.uplink
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now, err := addresses(u.link) // leases may have changed them
+	if err != nil {
+		return err
+	}
+	if c.four, err = free(u, now); err != nil {
+		return err
+	}
+	u.reserved = append(u.reserved, c.four)
+	switch {
+	case !ipv6():
+	case slices.ContainsFunc(now, inside6.Overlaps):
+		c.logf("network: containers: no IPv6: %s overlaps a network outside", inside6)
+	default:
+		c.six = inside6
+		u.reserved = append(u.reserved, c.six)
+	}
+	return nil
+}
+
+// free chooses a network that addresses, and the uplink's routes and name servers,
+// are not in.
+func free(u *Uplink, addresses []netip.Prefix) (netip.Prefix, error) {
+	taken := slices.Clone(addresses)
 	for _, a := range u.DNS {
 		taken = append(taken, netip.PrefixFrom(a, a.BitLen()))
 	}

@@ -298,7 +298,7 @@ const wantRules = `table inet plinth {
 		type filter hook forward priority filter; policy drop;
 		ct state established,related accept
 		ct state invalid drop
-		iifname "ct*" oifname "up0" accept
+		iifname "ct*" oifname "up0" ct state new accept
 		iifname "up0" ct status dnat accept
 	}
 
@@ -350,13 +350,39 @@ func TestFree(t *testing.T) {
 	}
 	newHost(t)
 	u, _ := bringUp(t, &config.Network{Addresses: []string{"10.1.2.3/8"}, DNS: []string{"172.29.0.53"}})
-	p, err := free(u)
+	p, err := free(u, u.Addresses)
 	if err != nil || p.String() != "192.168.213.0/24" {
 		t.Errorf("got %s, %v", p, err)
 	}
 	run(t, "ip", "route", "add", "192.168.0.0/16", "dev", "up0")
-	if p, err := free(u); err == nil || !strings.Contains(err.Error(), "each overlaps a network outside") {
+	if p, err := free(u, u.Addresses); err == nil || !strings.Contains(err.Error(), "each overlaps a network outside") {
 		t.Errorf("got %s, %v, want none", p, err)
+	}
+}
+
+// TestReserve keeps leases out of both networks of containers. Addresses count as
+// they are, not as they were when the uplink came up.
+func TestReserve(t *testing.T) {
+	if !inGuest(t) {
+		return
+	}
+	newHost(t)
+	for _, tt := range []struct{ address, want, said string }{
+		{"", "10.213.0.0/16 fd6a:29c4:5be0:6ee2::/64", ""},
+		{"10.213.4.5/24", "172.29.0.0/16 fd6a:29c4:5be0:6ee2::/64", ""},
+		{"fd6a:29c4:5be0:6ee2::9/64", "172.29.0.0/16", "network: containers: no IPv6: fd6a:29c4:5be0:6ee2::/64 overlaps a network outside\n"},
+	} {
+		u, l := bringUp(t, &config.Network{Addresses: []string{"192.0.2.9/24", "2001:db8::9/64"}})
+		if tt.address != "" {
+			run(t, "ip", "addr", "add", tt.address, "dev", "up0", "nodad")
+		}
+		c, err := NewContainers(u, l.printf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := prefixes(u.reserved); got != tt.want || c.six.IsValid() != (tt.said == "") || l.String() != tt.said {
+			t.Errorf("%s: reserved %s, said %q, want %s, %q", tt.address, got, l, tt.want, tt.said)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ func (u *Uplink) dynamic(wait, keep context.Context, _ *config.Network) error {
 	}
 	four, six := make(chan *lease, 1), make(chan *lease, 1)
 	trouble := make(chan error, 1)
-	u.done.Go(func() {
+	u.background(func() {
 		b, err := u.acquire(keep, u.ask4, trouble)
 		if err != nil {
 			return // ended by Close
@@ -36,7 +36,7 @@ func (u *Uplink) dynamic(wait, keep context.Context, _ *config.Network) error {
 		u.keep(keep, b, u.ask4)
 	})
 	if routers != nil {
-		u.done.Go(func() { u.follow(keep, routers, six) })
+		u.background(func() { u.follow(keep, routers, six) })
 	}
 	return u.first(wait, four, six, trouble)
 }

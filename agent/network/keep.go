@@ -47,9 +47,8 @@ func (u *Uplink) acquire(ctx context.Context, ask func(context.Context) (*bindin
 // use gives the interface what a lease says.
 func (u *Uplink) use(b *binding) error {
 	u.mu.Lock()
-	err := b.within(u.reserved)
-	u.mu.Unlock()
-	if err != nil {
+	defer u.mu.Unlock()
+	if err := b.within(u.reserved); err != nil {
 		return err
 	}
 	for _, s := range b.ignored {

@@ -55,7 +55,7 @@ func TestProlong(t *testing.T) {
 // TestKeepReserved asks again for a lease that is not in a container's network.
 func TestKeepReserved(t *testing.T) {
 	u := &Uplink{Name: "up0", logf: t.Logf}
-	u.reserve(netip.MustParsePrefix("192.0.2.0/24"))
+	u.reserved = append(u.reserved, netip.MustParsePrefix("192.0.2.0/24"))
 	trouble := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

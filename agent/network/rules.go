@@ -93,12 +93,13 @@ func (r *rules) neighbours(c *nftables.Chain) {
 }
 
 // forward lets containers out, and in what belongs to their connections or was sent
-// to a published port.
+// to a published port. What finds neighbours belongs to no connection: it stays on its
+// link, whatever its source.
 func (r *rules) forward() {
 	c := r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	r.rule(c, connection(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
 	r.rule(c, connection(expr.CtKeySTATE, expr.CtStateBitINVALID), drop)
-	r.rule(c, incomingAny(veths), outgoing(r.uplink), accept)
+	r.rule(c, incomingAny(veths), outgoing(r.uplink), connection(expr.CtKeySTATE, expr.CtStateBitNEW), accept)
 	r.rule(c, incoming(r.uplink), connection(expr.CtKeySTATUS, destinationChanged), accept)
 }
 

@@ -45,7 +45,7 @@ type Uplink struct {
 	stop   context.CancelFunc // ends what keeps leases
 	done   sync.WaitGroup
 
-	mu       sync.Mutex
+	mu       sync.Mutex     // while a lease is judged and used
 	reserved []netip.Prefix // of containers: no lease may be there
 }
 
@@ -92,6 +92,19 @@ func (u *Uplink) configure(wait, keep context.Context, c *config.Network) error 
 		return err
 	}
 	return u.look(c)
+}
+
+// Background starts what goes on while the guest runs. A program that must outlive a
+// panic there sets it before Up.
+var Background = func(f func()) { go f() }
+
+// background runs f until Close at the latest.
+func (u *Uplink) background(f func()) {
+	u.done.Add(1)
+	Background(func() {
+		defer u.done.Done()
+		f()
+	})
 }
 
 // Close ends the renewal of leases. The interface stays as it is.
@@ -199,7 +212,7 @@ func (u *Uplink) look(c *config.Network) error {
 	if len(c.DNS) == 0 {
 		return nil
 	}
-	u.DNS = nil // the measured ones are in the place of the host's
+	u.DNS, u.Search = nil, nil // the measured ones are in the place of the host's
 	for _, s := range c.DNS {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
@@ -210,13 +223,6 @@ func (u *Uplink) look(c *config.Network) error {
 	return nil
 }
 
-// reserve keeps later leases out of a network.
-func (u *Uplink) reserve(p ...netip.Prefix) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.reserved = append(u.reserved, p...)
-}
-
 // A setting is a file below /proc/sys/net.
 type setting struct{ file, value string }
 
@@ -225,6 +231,8 @@ type setting struct{ file, value string }
 func (u *Uplink) set(c *config.Network) error {
 	v4, v6 := "ipv4/conf/"+u.Name+"/", "ipv6/conf/"+u.Name+"/"
 	settings := []setting{
+		{"ipv4/conf/all/accept_redirects", "0"}, // either of the two turns it on
+		{"ipv4/conf/all/send_redirects", "0"},
 		{v4 + "accept_redirects", "0"},
 		{v4 + "send_redirects", "0"},
 		{v4 + "accept_source_route", "0"},

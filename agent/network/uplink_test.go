@@ -106,7 +106,10 @@ func TestSettings(t *testing.T) {
 	newHost(t)
 	bringUp(t, &config.Network{Addresses: []string{"192.0.2.9/24", "2001:db8::9/64"}})
 	for file, want := range map[string]string{
+		"ipv4/conf/all/accept_redirects": "0",
+		"ipv4/conf/all/send_redirects":   "0",
 		"ipv4/conf/up0/accept_redirects": "0",
+		"ipv4/conf/up0/send_redirects":   "0",
 		"ipv4/conf/up0/rp_filter":        "1",
 		"ipv4/conf/up0/arp_ignore":       "1",
 		"ipv6/conf/up0/accept_ra":        "0",
@@ -208,7 +211,7 @@ func TestMeasuredBeforeHost(t *testing.T) {
 	h := newHost(t)
 	h.run("ip", "addr", "add", "192.0.2.1/24", "dev", "host0")
 	dnsmasq(h, "--interface=host0", "--port=0", "--dhcp-range=192.0.2.50,192.0.2.50,255.255.255.0,2m",
-		"--dhcp-option=option:dns-server,192.0.2.53", "--dhcp-option=option:mtu,1380")
+		"--dhcp-option=option:dns-server,192.0.2.53", "--dhcp-option=option:mtu,1380", "--dhcp-option=option:domain-search,example.org")
 	u, _ := bringUp(t, &config.Network{DHCP: true, DNS: []string{"203.0.113.53"}, MTU: 1450})
 	if u.MTU != 1450 || string(u.ResolvConf()) != "nameserver 203.0.113.53\n" {
 		t.Errorf("MTU %d, resolv.conf %q", u.MTU, u.ResolvConf())
@@ -264,6 +267,28 @@ func TestRenewal(t *testing.T) {
 		got, err := addresses(u.link)
 		return err == nil && len(got) == 1
 	})
+}
+
+// A panic in the background is for the program to handle, and Close does not wait for
+// what has ended by one.
+func TestBackground(t *testing.T) {
+	plain := Background
+	t.Cleanup(func() { Background = plain })
+	caught := make(chan any, 1)
+	Background = func(f func()) {
+		go func() {
+			defer func() { caught <- recover() }()
+			f()
+		}()
+	}
+	u := &Uplink{stop: func() {}}
+	u.background(func() { panic("the reason") })
+	if err := u.Close(); err != nil {
+		t.Error(err)
+	}
+	if got := <-caught; got != "the reason" {
+		t.Errorf("caught %v", got)
+	}
 }
 
 func TestNoServer(t *testing.T) {

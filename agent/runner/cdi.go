@@ -249,7 +249,7 @@ func addNode(conf *config, n cdiNode) error {
 // forbidden are the devices by which the guest is attested, talks to the host, or
 // is reached as a whole. No configuration gives them away.
 var forbidden = []string{
-	"tpm*", "tpmrm*", "tdx*", "sev*", "vport*", "hvc*", "console", "kmsg", "mem", "kmem", "port", "kvm", "vsock", "vhost*", "fuse", "loop*", "dm-*", "mapper/*",
+	"tpm*", "tpmrm*", "tdx*", "sev*", "vport*", "hvc*", "ttyS*", "ttyAMA*", "console", "kmsg", "mem", "kmem", "port", "kvm", "vsock", "vhost*", "fuse", "loop*", "nbd*", "dm-*", "mapper/*",
 }
 
 func checkNode(real string, n cdiNode, kind string) error {
@@ -272,7 +272,8 @@ func checkNode(real string, n cdiNode, kind string) error {
 }
 
 // addHook adds a program that crun runs in a certain moment: runtime-spec,
-// config.md, "POSIX-platform Hooks". It is the measured root's.
+// config.md, "POSIX-platform Hooks". It is the measured root's, but for startContainer:
+// that one runs inside, where the path leads into the image.
 func addHook(conf *config, h cdiHook) error {
 	if !path.IsAbs(h.Path) {
 		return fmt.Errorf("hook %.100q: want an absolute path", h.Path)

@@ -144,7 +144,7 @@ func TestDevicesRefused(t *testing.T) {
 }
 
 func TestForbidden(t *testing.T) {
-	for _, name := range []string{"tpm0", "tpmrm0", "tdx_guest", "tdx-guest", "sev-guest", "sev", "vport1p1", "kmsg", "mem", "dm-0", "mapper/control", "loop-control", "hvc0"} {
+	for _, name := range []string{"tpm0", "tpmrm0", "tdx_guest", "tdx-guest", "sev-guest", "sev", "vport1p1", "kmsg", "mem", "dm-0", "mapper/control", "loop-control", "hvc0", "ttyS0", "ttyAMA0", "nbd0"} {
 		if err := checkNode("/dev/"+name, cdiNode{Path: "/dev/x"}, "c"); err == nil {
 			t.Errorf("/dev/%s: no error", name)
 		}

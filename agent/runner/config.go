@@ -126,20 +126,16 @@ func baseMounts() []specs.Mount {
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "mode=755", tmpfsSize(devMiB)}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", tmpfsSize(shmMiB), "noexec"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 	}
 }
 
-const shmPath = "/dev/shm"
-
 func (c *Container) mounts() ([]specs.Mount, error) {
 	out := baseMounts()
 	own := slices.SortedStableFunc(slices.Values(c.effective.Mounts), func(a, b workload.Mount) int { return strings.Compare(a.Path, b.Path) })
-	if !slices.ContainsFunc(own, func(m workload.Mount) bool { return m.Path == shmPath }) {
-		own = slices.Insert(own, 0, workload.Mount{Path: shmPath, TmpfsMiB: shmMiB})
-	}
 	for _, m := range own { // a directory is there before what lies in it
 		om, err := c.mount(m)
 		if err != nil {
@@ -158,15 +154,11 @@ func (c *Container) mounts() ([]specs.Mount, error) {
 
 // mount is one that the workload names. Memory is everybody's inside, as /tmp is.
 func (c *Container) mount(m workload.Mount) (specs.Mount, error) {
-	if !path.IsAbs(m.Path) || path.Clean(m.Path) != m.Path || m.Path == "/" || m.Path != shmPath && system(m.Path) {
+	if !path.IsAbs(m.Path) || path.Clean(m.Path) != m.Path || m.Path == "/" || system(m.Path) {
 		return specs.Mount{}, errors.New("not a place for mounts")
 	}
 	if m.Source == "" {
-		options := []string{"nosuid", "nodev", "mode=1777", tmpfsSize(m.TmpfsMiB)}
-		if m.Path == shmPath {
-			options = append(options, "noexec")
-		}
-		return specs.Mount{Destination: m.Path, Type: "tmpfs", Source: "tmpfs", Options: options}, nil
+		return specs.Mount{Destination: m.Path, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", tmpfsSize(m.TmpfsMiB)}}, nil
 	}
 	source, err := c.mountSource(m.Source)
 	return specs.Mount{Destination: m.Path, Type: "bind", Source: source, Options: []string{"bind", "ro", "nosuid", "nodev"}}, err

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -37,11 +38,13 @@ type Container struct {
 
 	calls atomic.Int64 // of crun
 
-	mu      sync.Mutex
-	pidfd   int
-	created bool // crun knows the container
-	execs   int
-	deleted bool
+	mu    sync.Mutex
+	pidfd int // -1: there is no process, or none any longer
+	execs int
+
+	deleting sync.Mutex // held by Delete as long as it takes
+	created  bool       // crun knows the container
+	deleted  bool
 }
 
 // PID is the container's first process, as the guest numbers it.
@@ -74,13 +77,15 @@ func (c *Container) launch(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	// It waits to be started: the number is its own.
-	if c.pidfd, err = unix.PidfdOpen(c.pid, 0); err != nil {
-		return fmt.Errorf("process %d: %w", c.pid, err)
-	}
-	ended, err := c.r.Processes.Adopt(c.pid)
+	fd, err := unix.PidfdOpen(c.pid, 0)
 	if err != nil {
 		return fmt.Errorf("process %d: %w", c.pid, err)
 	}
+	ended, err := c.r.Processes.Adopt(c.pid)
+	if err != nil { // nobody will tell its end: Delete must not wait for that
+		return errors.Join(fmt.Errorf("process %d: %w", c.pid, err), unix.Close(fd))
+	}
+	c.pidfd = fd
 	go func() {
 		c.status = <-ended
 		out.wait() // what it printed last
@@ -114,8 +119,6 @@ func (c *Container) Wait(ctx context.Context) (syscall.WaitStatus, error) {
 // Kill sends a signal to the first process. The kernel drops those but SIGKILL for
 // which that process has no handler: it is the init of its namespace.
 func (c *Container) Kill(_ context.Context, sig syscall.Signal) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if err := c.signal(sig); err != nil {
 		return fmt.Errorf("runner: %s: signal %d: %w", c.id, sig, err)
 	}
@@ -123,6 +126,8 @@ func (c *Container) Kill(_ context.Context, sig syscall.Signal) error {
 }
 
 func (c *Container) signal(sig syscall.Signal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.pidfd < 0 {
 		return ErrEnded
 	}
@@ -219,8 +224,8 @@ func (c *Container) killInside(pid int) {
 // Delete ends what still runs and takes everything of the container away. It may be
 // called again after an error.
 func (c *Container) Delete(ctx context.Context) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.deleting.Lock()
+	defer c.deleting.Unlock()
 	if c.deleted {
 		return nil
 	}
@@ -239,7 +244,7 @@ func (c *Container) end(ctx context.Context) error {
 	if c.created {
 		c.killAll()
 	}
-	if c.pidfd >= 0 {
+	if c.pidfd >= 0 { // nobody else sets it
 		if err := c.signal(unix.SIGKILL); err != nil && !errors.Is(err, ErrEnded) {
 			return err
 		}
@@ -248,8 +253,10 @@ func (c *Container) end(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		c.mu.Lock()
 		_ = unix.Close(c.pidfd)
 		c.pidfd = -1
+		c.mu.Unlock()
 	}
 	if c.created {
 		c.reportMemory()
@@ -271,8 +278,11 @@ func (c *Container) detach(context.Context) error {
 	if !c.attached {
 		return nil
 	}
+	if err := c.r.Network.Detach(c.id); err != nil {
+		return err
+	}
 	c.attached = false
-	return c.r.Network.Detach(c.id)
+	return nil
 }
 
 // unknown tells whether crun keeps nothing of the container: it fails to delete
@@ -282,13 +292,22 @@ func (c *Container) unknown() bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// removeFiles takes away the files and empty directories, and fails on anything
-// that is still mounted: it never descends into one of them.
+// removeFiles takes away the files and empty directories that are directly there, and
+// fails on anything that is mounted or that somebody else filled: it never descends.
 func (c *Container) removeFiles(context.Context) error {
-	for _, d := range []string{imageDir, scratchDir, rootDir} {
-		if err := os.Remove(c.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, dir := range []string{c.path(sourcesDir), c.dir} {
+		entries, err := os.ReadDir(dir)
+		for _, e := range entries {
+			if err == nil {
+				err = os.Remove(filepath.Join(dir, e.Name()))
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	return os.RemoveAll(c.dir)
+	if err := os.Remove(c.dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }

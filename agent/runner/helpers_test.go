@@ -257,9 +257,10 @@ func eventually(t *testing.T, what string, f func() bool) {
 
 // network is a Network that only remembers.
 type network struct {
-	mu       sync.Mutex
-	attached map[string]int
-	err      error
+	mu        sync.Mutex
+	attached  map[string]int
+	err       error
+	detachErr error
 }
 
 func (n *network) Attach(id string, pid int, _ *workload.Process) (netip.Addr, error) {
@@ -275,6 +276,9 @@ func (n *network) Attach(id string, pid int, _ *workload.Process) (netip.Addr, e
 func (n *network) Detach(id string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.detachErr != nil {
+		return n.detachErr
+	}
 	delete(n.attached, id)
 	return nil
 }

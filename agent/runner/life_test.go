@@ -229,6 +229,106 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+// deaf adopts nobody.
+type deaf struct{ Processes }
+
+func (deaf) Adopt(int) (<-chan syscall.WaitStatus, error) { return nil, errors.New("not a child") }
+
+// A process whose end nobody tells is taken away all the same; newRunner looks.
+func TestNotAdopted(t *testing.T) {
+	r := newRunner(t)
+	r.Processes = deaf{r.Processes}
+	begin := time.Now()
+	if _, err := r.Create(patience(t), spec(t, "deaf", "base", args("sleep"))); err == nil || !strings.Contains(err.Error(), "not a child") || strings.Contains(err.Error(), "delete:") {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(begin); took > undoTime/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// What could not be taken away is, when its name is wanted again.
+func TestNameLeft(t *testing.T) {
+	r := newRunner(t)
+	n := &network{err: errors.New("the reason"), detachErr: errors.New("busy")}
+	r.Network = n
+	s := spec(t, "left", "base", args("sleep"))
+	for _, want := range []string{"network: the reason", "busy"} {
+		if _, err := r.Create(patience(t), s); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "delete: busy") {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	n.err, n.detachErr = nil, nil
+	c := create(t, r, s)
+	if err := c.Delete(patience(t)); err != nil || len(n.attached) > 0 || len(r.left) > 0 {
+		t.Errorf("%v, attached %v, left %v", err, n.attached, r.left)
+	}
+}
+
+// gated is a network that takes its time.
+type gated struct {
+	Network
+	reached, gate chan struct{}
+}
+
+func (g gated) Detach(string) error {
+	close(g.reached)
+	<-g.gate
+	return nil
+}
+
+// A signal does not wait for Delete.
+func TestKillWhileDeleting(t *testing.T) {
+	g := gated{reached: make(chan struct{}), gate: make(chan struct{})}
+	c := &Container{r: &Runner{Network: g, slots: []bool{true}}, dir: t.TempDir(), attached: true, pidfd: -1}
+	deleted := make(chan error)
+	go func() { deleted <- c.Delete(t.Context()) }()
+	<-g.reached
+	killed := make(chan error, 1)
+	go func() { killed <- c.Kill(t.Context(), unix.SIGTERM) }()
+	select {
+	case err := <-killed:
+		if !errors.Is(err, ErrEnded) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits")
+	}
+	close(g.gate)
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+}
+
+// Nothing that others put into a container's directory is descended into.
+func TestRemoveFiles(t *testing.T) {
+	c := &Container{dir: t.TempDir()}
+	other := filepath.Join(c.dir, "other", "rootfs")
+	for _, d := range []string{c.path(sourcesDir) + "/1", other} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(c.path(logFile)+".1", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.removeFiles(t.Context()); err == nil {
+		t.Error("no error")
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Error(err)
+	}
+	if err := os.RemoveAll(filepath.Dir(other)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.removeFiles(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(c.dir); err == nil {
+		t.Error("the directory is left")
+	}
+}
+
 // With all rights inside, an initrd below the root would be in reach.
 func TestAllRights(t *testing.T) {
 	r := newRunner(t)

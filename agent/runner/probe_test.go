@@ -59,7 +59,7 @@ func wantReport() report {
 			"/etc/resolv.conf": noRight, "/etc/hosts": noRight, "/new": "open", "/given/new": missing,
 		},
 		Calls:      wantCalls(),
-		Sockets:    map[string]string{"unix": "", "inet": "", "inet6": "", "netlink": "", "raw": denied, "packet": denied, "alg": denied, "vsock": denied},
+		Sockets:    map[string]string{"unix": "", "inet": "", "inet6": "", "netlink": "", "raw": denied, "packet": denied, "alg": denied, "vsock": denied, "alg+1<<32": denied, "vsock+1<<32": denied},
 		Listening:  []string{},
 		Interfaces: []string{"lo"},
 		Files: map[string]string{

@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // defaultCapabilities are those of docker's containers (moby,
@@ -53,8 +54,15 @@ var rlimits = []specs.POSIXRlimit{
 // oomScore makes the kernel look for memory in containers before it takes the agent.
 const oomScore = 500
 
-// filter is moby's default profile, which depends on the capabilities. It admits
-// neither AF_VSOCK nor AF_ALG nor io_uring.
+// families are those of which a container may make sockets: not AF_VSOCK, which leads
+// to the host, nor AF_ALG.
+var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET}
+
+// filter is moby's default profile, which depends on the capabilities, with a list of
+// families in place of its rules for socket(2): those compare all 64 bits of the
+// argument, of which the kernel takes 32, and let everything pass by socketcall(2).
+// A filter cannot see what that one is asked for: programs of 32 bits that have no
+// other way make no sockets here. It has no io_uring.
 func filter(p *specs.Process) (*specs.LinuxSeccomp, error) {
 	f, err := seccomp.GetDefaultProfile(&specs.Spec{Process: p})
 	if err != nil {
@@ -63,5 +71,21 @@ func filter(p *specs.Process) (*specs.LinuxSeccomp, error) {
 	if f == nil || f.DefaultAction != specs.ActErrno || len(f.Syscalls) == 0 {
 		return nil, errors.New("seccomp: a profile that forbids nothing")
 	}
+	f.Syscalls = slices.DeleteFunc(f.Syscalls, func(s specs.LinuxSyscall) bool {
+		return s.Action == specs.ActAllow && len(withoutSockets(s.Names)) == 0
+	})
+	for i, s := range f.Syscalls {
+		f.Syscalls[i].Names = withoutSockets(s.Names)
+	}
+	for _, a := range families {
+		f.Syscalls = append(f.Syscalls, specs.LinuxSyscall{
+			Names: []string{"socket"}, Action: specs.ActAllow,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: 1<<32 - 1, ValueTwo: a, Op: specs.OpMaskedEqual}}, // Value is the mask
+		})
+	}
 	return f, nil
+}
+
+func withoutSockets(names []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "socket" || n == "socketcall" })
 }

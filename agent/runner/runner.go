@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/plinth-os/plinth/workload"
 )
@@ -38,6 +39,7 @@ type Runner struct {
 	mu    sync.Mutex
 	slots []bool // ranges of user IDs in use
 	names map[string]bool
+	left  map[string]*Container // what could not be taken away after an error
 }
 
 // A Network connects containers. Package agent/network has one.
@@ -68,7 +70,8 @@ var (
 var validID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // Create makes a container up to the point where its program would start. Whoever
-// gets a Container calls Delete in the end; after an error nothing is left.
+// gets a Container calls Delete in the end; after an error nothing is left, or goes
+// when its name is wanted again.
 func (r *Runner) Create(ctx context.Context, s Spec) (*Container, error) {
 	if !validID.MatchString(s.ID) {
 		return nil, fmt.Errorf("runner: container %.100q: want at most 63 small letters, digits and \"-\"", s.ID)
@@ -76,17 +79,48 @@ func (r *Runner) Create(ctx context.Context, s Spec) (*Container, error) {
 	if s.Effective == nil || s.Process == nil || len(s.Effective.Args) == 0 {
 		return nil, fmt.Errorf("runner: %s: no program", s.ID)
 	}
+	if err := r.clear(ctx, s.ID); err != nil {
+		return nil, err
+	}
 	slot, err := r.claim(s.ID)
 	if err != nil {
 		return nil, fmt.Errorf("runner: %s: %w", s.ID, err)
 	}
 	c := &Container{r: r, id: s.ID, effective: s.Effective, slot: slot, dir: filepath.Join(r.Dir, s.ID), done: make(chan struct{}), pidfd: -1}
 	if err := c.create(ctx, s); err != nil {
-		// What is half made goes even when the caller has lost patience.
-		undo := c.Delete(context.WithoutCancel(ctx))
-		return nil, errors.Join(fmt.Errorf("runner: %s: %w", s.ID, err), undo)
+		return nil, errors.Join(fmt.Errorf("runner: %s: %w", s.ID, err), c.undo(ctx))
 	}
 	return c, nil
+}
+
+// undoTime bounds how long what is half made may take to go.
+const undoTime = time.Minute
+
+// undo takes away what is half made, even when the caller has lost patience.
+func (c *Container) undo(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	err := c.Delete(ctx)
+	if err != nil {
+		c.r.mu.Lock()
+		defer c.r.mu.Unlock()
+		if c.r.left == nil {
+			c.r.left = map[string]*Container{}
+		}
+		c.r.left[c.id] = c
+	}
+	return err
+}
+
+// clear takes away what an undo left under a name, if it can by now.
+func (r *Runner) clear(ctx context.Context, id string) error {
+	r.mu.Lock()
+	c := r.left[id]
+	r.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	return c.Delete(ctx)
 }
 
 // firstID and rangeSize: container n maps its users 0 to 65535 to 65536 of its own,
@@ -123,6 +157,7 @@ func (r *Runner) release(id string, slot int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.names, id)
+	delete(r.left, id)
 	r.slots[slot] = false
 }
 
@@ -147,7 +182,7 @@ func (c *Container) create(ctx context.Context, s Spec) error {
 	if err := c.mountImage(s.Root, userns); err != nil {
 		return err
 	}
-	u, err := c.findUser(s.Effective.User)
+	u, err := findUser(c.path(imageDir), s.Effective.User)
 	if err != nil {
 		return err
 	}

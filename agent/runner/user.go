@@ -29,8 +29,8 @@ const (
 // findUser resolves "USER[:GROUP]" by the files of the image, which are data of a
 // stranger. As docker does it: without a group the user's own and all that list
 // him; with one that alone; a number need not be in the files.
-func (c *Container) findUser(name string) (*user, error) {
-	root, err := unix.Open(c.path(imageDir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func findUser(dir, name string) (*user, error) {
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -48,6 +48,16 @@ func (c *Container) findUser(name string) (*user, error) {
 		return nil, fmt.Errorf("user %.100q: %w", name, err)
 	}
 	return u, nil
+}
+
+// FindUser is findUser for others who show an image's tree, mounted as it is for a
+// container: without devices.
+func FindUser(dir, name string) (uid, gid uint32, groups []uint32, err error) {
+	u, err := findUser(dir, name)
+	if err != nil {
+		return 0, 0, nil, err
+	}
+	return u.uid, u.gid, u.groups, nil
 }
 
 // readAccounts reads a file of the image, "" where there is none. The image is

@@ -24,6 +24,7 @@ type file struct {
 	uses   int
 	name   string // of the device that shows it, "" while there is none
 	device string // its path
+	row    string // name of the device of its blocks, below that one
 }
 
 func (f *file) blocks() uint64 { return f.params.DataBlocks }
@@ -70,7 +71,7 @@ func (p *Pool) up(f *file) (err error) {
 	if err != nil {
 		return errors.Join(err, p.kernel.remove(row.Name))
 	}
-	f.name, f.device = d.Name, d.Path()
+	f.name, f.row, f.device = d.Name, row.Name, d.Path()
 	return nil
 }
 
@@ -86,16 +87,12 @@ func (p *Pool) down(f *file) error {
 	if f.uses > 0 {
 		return fmt.Errorf("storage: %s: in use", f.name)
 	}
-	var n int
-	if _, err := fmt.Sscanf(f.name, verityName, &n); err != nil {
-		return err
-	}
-	for _, name := range []string{f.name, fmt.Sprintf(rowName, n)} {
+	for _, name := range []string{f.name, f.row} {
 		if err := p.removeDevice(name); err != nil {
 			return err
 		}
 	}
-	f.name, f.device = "", ""
+	f.name, f.row, f.device = "", "", ""
 	return nil
 }
 

@@ -274,7 +274,7 @@ func (i *image) checkElsewhere(m *measure.Measurements, machine measure.Machine,
 	if err != nil {
 		return nil, err
 	}
-	result, err := builder.CheckGeneric(m, booted, p, machine, report)
+	result, err := builder.CheckGeneric(m, booted, p, machine, report, builder.WorkloadPCRs(i.profile)...)
 	if err != nil {
 		return nil, mismatchError{err}
 	}

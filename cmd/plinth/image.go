@@ -107,7 +107,8 @@ func (i *image) qemu(f *bootFlags) (qemu.Machine, error) {
 		return m, fmt.Errorf("%s: %w", m.Firmware, err)
 	}
 	m.SMM = fw.SMM
-	return m, f.devices.attach(&m, i.profile.HasNetwork())
+	err = f.devices.attach(&m, i.profile.HasNetwork())
+	return m, err
 }
 
 // vmm is a machine of the image's shape that is given what the image starts, and

@@ -67,7 +67,7 @@ func (c *common) imageEncrypt(ctx context.Context, f *pullFlags, e *encryptFlags
 	case at.Digest != "":
 		return usagef("%s: the digest is not known before", dst)
 	}
-	p, n, err := f.puller(absolute(src))
+	p, n, err := f.puller(src)
 	if err != nil {
 		return err
 	}

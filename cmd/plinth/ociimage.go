@@ -141,7 +141,7 @@ func (c *common) imageExplain(ctx context.Context, f *pullFlags, j *judgeFlags, 
 
 // puller reads the files that the flags name.
 func (f *pullFlags) puller(ref string) (*imagepull.Puller, policy.Name, error) {
-	n, err := policy.ParseName(ref)
+	n, err := policy.ParseName(absolute(ref))
 	if err != nil {
 		return nil, n, usageError{err}
 	}

@@ -218,13 +218,36 @@ func newEmptyDir(path string) (*emptyDir, error) {
 	if err := os.Mkdir(d.partial, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	if d.lock, err = os.Open(d.partial); err != nil {
+	if d.lock, err = os.OpenFile(d.partial, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, errors.Join(&fs.PathError{Op: "flock", Path: d.partial, Err: err}, d.lock.Close())
+	if err := d.own(); err != nil {
+		return nil, errors.Join(err, d.lock.Close())
 	}
 	return d, nil
+}
+
+// own locks the directory, and refuses one that somebody else may have filled.
+func (d *emptyDir) own() error {
+	if err := unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return &fs.PathError{Op: "flock", Path: d.partial, Err: err}
+	}
+	var s unix.Stat_t
+	if err := unix.Fstat(int(d.lock.Fd()), &s); err != nil {
+		return &fs.PathError{Op: "stat", Path: d.partial, Err: err}
+	}
+	if int(s.Uid) != os.Geteuid() || s.Mode&0o077 != 0 {
+		return usagef("--unpack: %s is there, user %d's with mode %#o: want this user's alone; remove it", d.partial, s.Uid, s.Mode&0o7777)
+	}
+	mine, err := d.lock.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Lstat(d.partial)
+	if err == nil && !os.SameFile(mine, there) { // whoever had the lock has renamed it
+		err = &fs.PathError{Op: "lock", Path: d.partial, Err: fs.ErrNotExist}
+	}
+	return err
 }
 
 func (d *emptyDir) fill(ctx context.Context, st *store.Dir, p *imagepull.Pulled, l unpack.Limits) error {
@@ -240,18 +263,24 @@ func (d *emptyDir) fill(ctx context.Context, st *store.Dir, p *imagepull.Pulled,
 	if err := st.Extract(ctx, p, root, l); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(d.partial, "config.json"), p.Raw, 0o644); err != nil {
+	config, err := os.OpenFile(filepath.Join(d.partial, "config.json"), os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = config.Write(p.Raw)
+	if err = errors.Join(err, config.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(d.partial, d.path); err != nil { // an empty one is replaced
 		return err
 	}
+	d.partial = "" // another's, from now on
 	return os.Chmod(d.path, 0o755)
 }
 
 // discard removes what did not get its name.
 func (d *emptyDir) discard() {
-	os.RemoveAll(d.partial) // what is left, the next takes over
+	os.RemoveAll(d.partial) // nothing of ""; what is left, the next takes over
 	d.lock.Close()
 }
 

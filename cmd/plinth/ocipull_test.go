@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,6 +114,8 @@ func TestImageStoreCommands(t *testing.T) {
 		t.Errorf("rm: %s", out)
 	}
 	x.fails(2, "no such image in the store", "image", "rm", at+"good.tar")
+	x.must("image", "pull", "oci-archive:good.tar", "--policy", "any.json", "--admit", "plain+unsigned", "--platform", "linux/amd64")
+	x.must("image", "rm", "oci-archive:./good.tar")
 	if out := x.must("image", "prune"); !strings.Contains(out, "removed 0 images, 0 trees, 0 layers, 0 parts") {
 		t.Errorf("prune: %s", out)
 	}
@@ -157,7 +160,7 @@ func TestImageUnpack(t *testing.T) {
 			t.Errorf("%s is there after a refusal", name)
 		}
 	}
-	if err := os.MkdirAll("out.partial/rootfs/old", 0o755); err != nil { // of a process that died
+	if err := os.MkdirAll("out.partial/rootfs/old", 0o700); err != nil { // of a process that died
 		t.Fatal(err)
 	}
 	x.must(append(flags, at+"good.tar", "--unpack", "out")...)
@@ -171,4 +174,31 @@ func TestImageUnpack(t *testing.T) {
 		t.Errorf("rootfs: %v, %v", list, err)
 	}
 	x.fails(2, "not empty", append(flags, at+"good.tar", "--unpack", "out")...)
+}
+
+// What somebody else may have put beside the directory is not taken over.
+func TestImageUnpackForeign(t *testing.T) {
+	x, at := newImageCommands(t)
+	flags := []string{"image", "pull", at + "good.tar", "--policy", "any.json", "--admit", "plain+unsigned", "--platform", "linux/amd64", "--unpack", "out"}
+	if err := os.Mkdir("elsewhere", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("elsewhere", "out.partial"); err != nil {
+		t.Fatal(err)
+	}
+	x.fails(6, "not a directory", flags...)
+	if err := os.Remove("out.partial"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir("out.partial", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	x.fails(2, "mode 0755: want this user's alone", flags...)
+	if os.Geteuid() != 0 {
+		return
+	}
+	if err := errors.Join(os.Chmod("out.partial", 0o700), os.Chown("out.partial", 1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	x.fails(2, "user 1's", flags...)
 }

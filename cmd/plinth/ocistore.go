@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/plinth-os/plinth/imagepull/policy"
 	"github.com/plinth-os/plinth/imagepull/store"
 )
 
@@ -80,7 +81,11 @@ to end.`,
 			if err != nil {
 				return err
 			}
-			r, err := st.Remove(cmd.Context(), a[0])
+			what := a[0]
+			if n, err := policy.ParseName(absolute(what)); err == nil {
+				what = n.String() // as a pull writes it
+			}
+			r, err := st.Remove(cmd.Context(), what)
 			if errors.Is(err, store.ErrNoImage) {
 				return usageError{err}
 			}

@@ -30,13 +30,20 @@ func (f *evidenceFlags) expected() (m *measure.Measurements, dir string, err err
 	return m, filepath.Dir(f.against), nil
 }
 
-// register collects what a document says of a register when the guest's userspace
-// has extended nothing.
+// register collects what a document says of a register in a guest that runs: with
+// its workloads where they are measured into it, and else when userspace has extended
+// nothing. A guest that has not measured them shows the latter, and is not what is
+// expected.
 func register(m *measure.Measurements, platform, name string) (out verify.Register, found bool) {
+	of := func(v measure.Value) bool { return v.Platform == platform && v.Register == name }
+	phase := ""
+	if slices.ContainsFunc(m.Values, func(v measure.Value) bool { return of(v) && v.Phase == measure.PhaseWorkloads }) {
+		phase = measure.PhaseWorkloads
+	}
 	var reasons []string
 	for i := range m.Values {
 		v := &m.Values[i]
-		if v.Platform != platform || v.Register != name || v.Phase != "" {
+		if !of(*v) || v.Phase != phase {
 			continue
 		}
 		found = true

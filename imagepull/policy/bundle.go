@@ -26,11 +26,8 @@ const (
 
 var statementTypes = map[string]bool{"https://in-toto.io/Statement/v1": true, "https://in-toto.io/Statement/v0.1": true}
 
-// Bounds on a bundle.
-const (
-	maxEntries  = 8
-	maxSubjects = 1024
-)
+// maxSubjects bounds what one statement is about.
+const maxSubjects = 1024
 
 // A bundle is one signature with what it takes to check it, in the JSON form of
 // protocol buffers.
@@ -110,8 +107,8 @@ func (b *bundle) attachment() (*attachment, error) {
 		return nil, errors.New("no envelope: want a statement that is signed")
 	case len(e.Signatures) != 1:
 		return nil, fmt.Errorf("%d signatures: want one", len(e.Signatures))
-	case len(b.Material.Entries) > maxEntries:
-		return nil, fmt.Errorf("%d entries of logs: want at most %d", len(b.Material.Entries), maxEntries)
+	case len(b.Material.Entries) > 1: // which of them says what would have to be told
+		return nil, fmt.Errorf("%d entries of logs: want at most one", len(b.Material.Entries))
 	}
 	e := b.Envelope
 	a := &attachment{
@@ -167,20 +164,12 @@ func (e *envelope) subjects() (*claim, error) {
 	return c, nil
 }
 
-// logged returns the first entry that a log vouches for.
+// logged returns the entry, if a log vouches for it.
 func (b *bundle) logged(logs []signer) (*logEntry, error) {
-	var refused []error
-	for i := range b.Material.Entries {
-		e, err := b.Material.Entries[i].check(logs)
-		if err == nil {
-			return e, nil
-		}
-		refused = append(refused, err)
-	}
-	if refused == nil {
+	if len(b.Material.Entries) == 0 {
 		return nil, errors.New("no entry of a transparency log")
 	}
-	return nil, errors.Join(refused...)
+	return b.Material.Entries[0].check(logs)
 }
 
 // check wants a log's promise or a proof of inclusion, and whatever of them is there

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plinth-os/plinth/internal/jcs"
 	"github.com/plinth-os/plinth/internal/testenv"
 )
 
@@ -295,7 +296,7 @@ func (n *notary) logged(e *envelope, verifier []byte, promise, proof bool) trans
 		n.entry(&t)
 	}
 	if promise {
-		signed, err := canonical(&logPayload{base64.StdEncoding.EncodeToString(t.Body), int64(t.Time), hex.EncodeToString(t.Log.ID), int64(t.Index)})
+		signed, err := jcs.Marshal(&logPayload{base64.StdEncoding.EncodeToString(t.Body), int64(t.Time), hex.EncodeToString(t.Log.ID), int64(t.Index)})
 		if err != nil {
 			n.t.Fatal(err)
 		}
@@ -395,6 +396,9 @@ func TestBundles(t *testing.T) {
 		{"log, promise", byLog, team, false, true, false, nil, ""},
 		{"log, proof", byLog, team, false, false, true, nil, ""},
 		{"log, both", byLog, team, false, true, true, nil, ""},
+		{"log, two entries", byLog, team, false, true, false, func(n *notary) {
+			n.bundle = func(b *bundle) { b.Material.Entries = append(b.Material.Entries, b.Material.Entries[0]) }
+		}, "2 entries of logs: want at most one"},
 		{"log, no entry", byLog, team, false, false, false, nil, "no entry"},
 		{"log, another log", strings.ReplaceAll(byLog, "$LOG", "$OTHER"), team, false, true, false, nil, "no trusted log"},
 		{"log, another log's proof", strings.ReplaceAll(byLog, "$LOG", "$OTHER"), team, false, false, true, nil, "no trusted log"},
@@ -415,7 +419,7 @@ func TestBundles(t *testing.T) {
 			n.entry = func(e *transparency) {
 				e.Body = bytes.Replace(e.Body, []byte(`"kind":"dsse"`), []byte(`"kind":"rpm"`), 1)
 			}
-		}, "log entry: rpm"},
+		}, `log entry: "rpm `},
 		{"log, entry by another key", byLog, team, false, true, false, func(n *notary) { n.bundle = func(*bundle) { n.key = newKey(n.t) } }, "another key"},
 
 		{"log, checkpoint of another root", byLog, team, false, false, true, func(n *notary) {

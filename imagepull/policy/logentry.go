@@ -98,10 +98,10 @@ func parseLogEntry(body []byte) (*logEntry, error) {
 		err = fmt.Errorf("want %s, %s or %s", hashedRekord, dsseEntry, intotoEntry)
 	}
 	if err == nil && hash.Algorithm != "sha256" {
-		err = fmt.Errorf("digest by %q: want sha256", hash.Algorithm)
+		err = fmt.Errorf("digest by %.50q: want sha256", hash.Algorithm)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("log entry: %.50s: %w", e.kind, err)
+		return nil, fmt.Errorf("log entry: %.50q: %w", e.kind, err)
 	}
 	e.digest = hash.Value
 	return e, nil

@@ -1,13 +1,12 @@
 package policy
 
 import (
-	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/plinth-os/plinth/internal/jcs"
 	"github.com/plinth-os/plinth/internal/strictjson"
 )
 
@@ -18,7 +17,7 @@ type logBundle struct {
 	Payload logPayload `json:"Payload"`
 }
 
-// logPayload has its members in the order in which the log signs them: RFC 8785.
+// logPayload is what the log signs, in the form of RFC 8785.
 type logPayload struct {
 	Body  string `json:"body"` // base64 of a logEntry
 	Time  int64  `json:"integratedTime"`
@@ -53,7 +52,7 @@ func promised(text string, logs []signer) (*logEntry, error) {
 
 // check checks that a log made the promise.
 func (b *logBundle) check(logs []signer) error {
-	signed, err := canonical(&b.Payload)
+	signed, err := jcs.Marshal(&b.Payload)
 	if err != nil {
 		return err
 	}
@@ -70,13 +69,4 @@ func anyVerifies(keys []signer, signed, sig []byte) bool {
 		}
 	}
 	return false
-}
-
-// canonical is the form of RFC 8785, in which only what JSON demands is escaped.
-func canonical(p *logPayload) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	err := e.Encode(p)
-	return bytes.TrimRight(b.Bytes(), "\n"), err
 }

@@ -150,7 +150,7 @@ func (b *blob) Read(p []byte) (int, error) {
 		case b.at > b.d.Size:
 			b.blame()
 			b.done = fmt.Errorf("blob %s: more than %d bytes", b.d.Digest, b.d.Size)
-		case b.at == b.d.Size && err == io.EOF:
+		case b.at == b.d.Size && err != nil: // also a broken one: there is no more to ask for
 			b.done = b.verdict()
 		case b.have && err == io.EOF:
 			b.have = false

@@ -488,6 +488,63 @@ func TestReferrers(t *testing.T) {
 	}
 }
 
+// A list of referrers may come in pages, of the same repository, and has an end.
+func TestReferrerPages(t *testing.T) {
+	const kind = "kind"
+	subject := digestOf([]byte("image"))
+	for name, tt := range map[string]struct {
+		link string // of the first page; %s: the registry
+		want string
+	}{
+		"relative":           {`</v2/app/referrers/` + subject + `?last=1>; rel="next"`, ""},
+		"absolute":           {`<%s/v2/app/referrers/` + subject + `?last=1>; rel="next"`, ""},
+		"beside another":     {`<https://example.com/doc>; rel="help", </v2/app/referrers/` + subject + `?last=1>;rel=next`, ""},
+		"another host":       {`<https://registry.example.com/v2/app/referrers/x>; rel="next"`, "want one below"},
+		"another repository": {`</v2/app/../other/referrers/x>; rel="next"`, "want one below"},
+		"page not there":     {`</v2/app/referrers/` + subject + `?last=none>; rel="next"`, "404"},
+		"endless":            {`</v2/app/referrers/` + subject + `>; rel="next"`, "more than 128 pages"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t, nil)
+			s.fault = func(w http.ResponseWriter, r *http.Request) bool {
+				switch r.URL.Query().Get("last") {
+				case "none":
+					http.NotFound(w, r)
+					return true
+				case "":
+					w.Header().Set("Link", strings.Replace(tt.link, "%s", s.URL, 1))
+				}
+				_, _ = fmt.Fprintf(w, `{"manifests":[{"artifactType":"kind","digest":%q}]}`, digestOf([]byte(r.URL.RawQuery)))
+				return true
+			}
+			got, err := s.client().Referrers(t.Context(), s.ref(t, ""), subject, kind)
+			if tt.want == "" && (err != nil || len(got) != 2 || got[0].Digest == got[1].Digest) {
+				t.Errorf("got %+v, %v", got, err)
+			}
+			if tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// A connection that breaks behind the last byte has brought all of it.
+func TestBlobBreaksAtEnd(t *testing.T) {
+	s := newSite(t, random(t, 50_000))
+	s.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Range") != "" {
+			http.Error(w, "", http.StatusRequestedRangeNotSatisfiable)
+			return true
+		}
+		_, _ = w.Write(s.blob) // in chunks, the last of which does not come
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	if b, err := fetchBlob(t, s, s.client()); err != nil || !bytes.Equal(b, s.blob) {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
 // What registries.conf calls insecure may have no certificate, or no TLS.
 func TestInsecure(t *testing.T) {
 	s := newSite(t, nil)

@@ -110,7 +110,8 @@ func (l *Layout) read(name string, want int64) ([]byte, error) {
 	return b, nil
 }
 
-// Manifest reads one by its digest; its size is compared unless it is -1.
+// Manifest reads one by its digest; its size is compared unless it is -1. Of what
+// type one is that does not say so, d says, else index.json.
 func (l *Layout) Manifest(d v1.Descriptor) (*Manifest, error) {
 	if err := checkBlob(v1.Descriptor{Digest: d.Digest}); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
@@ -122,6 +123,9 @@ func (l *Layout) Manifest(d v1.Descriptor) (*Manifest, error) {
 	m := &Manifest{Bytes: b, Digest: digestOf(b)}
 	if m.Digest != d.Digest.String() {
 		return nil, &DigestError{"manifest " + d.Digest.String(), m.Digest, d.Digest.String()}
+	}
+	if i := slices.IndexFunc(l.index.Manifests, func(e v1.Descriptor) bool { return e.Digest == d.Digest }); d.MediaType == "" && i >= 0 {
+		d.MediaType = l.index.Manifests[i].MediaType
 	}
 	m.MediaType, err = mediaType(b, d.MediaType)
 	return m, err
@@ -251,7 +255,7 @@ func (l *Layout) Tagged(tag string) (*v1.Descriptor, error) {
 // those that index.json names, and those of an index under the fallback tag.
 func (l *Layout) Referrers(digest, artifactType string) ([]v1.Descriptor, error) {
 	all := slices.Clone(l.index.Manifests)
-	tagged, err := l.Tagged(strings.Replace(digest, ":", "-", 1))
+	tagged, err := l.Tagged(Tag(digest))
 	if err != nil {
 		return nil, err
 	}

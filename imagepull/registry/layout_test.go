@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -523,4 +524,33 @@ func FuzzArchive(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What came under the path while an image was written stays.
+func TestWriterReplacesNothing(t *testing.T) {
+	for _, asTar := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "image")
+		w, err := Create(path, asTar)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := w.JSON(v1.MediaTypeImageManifest, imageManifest())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asTar {
+			err = os.WriteFile(path, nil, 0o600)
+		} else {
+			err = os.Mkdir(path, 0o700) // an empty one would be replaced
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Finish(d, ""); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("got %v", err)
+		}
+		if err := w.Discard(); err != nil {
+			t.Error(err)
+		}
+	}
 }

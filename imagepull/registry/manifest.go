@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -116,31 +117,81 @@ func (c *Client) Referrers(ctx context.Context, repo reference.Named, digest, ar
 	} else if len(all) > 0 {
 		s = all[len(all)-1] // mirrors need not have them
 	}
-	resp, err := c.get(ctx, s, "referrers/"+digest+"?artifactType="+url.QueryEscape(artifactType), http.Header{"Accept": {v1.MediaTypeImageIndex}})
+	header := http.Header{"Accept": {v1.MediaTypeImageIndex}}
+	resp, err := c.get(ctx, s, "referrers/"+digest+"?artifactType="+url.QueryEscape(artifactType), header)
 	if NotFound(err) || unsupported(err) {
-		resp, err = c.get(ctx, s, "manifests/"+strings.Replace(digest, ":", "-", 1), accepted)
+		resp, err = c.get(ctx, s, "manifests/"+Tag(digest), accepted)
 	}
 	if NotFound(err) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("referrers: %w", err)
+	var out []v1.Descriptor
+	left := int64(maxManifest) // bytes, of all pages
+	for page := 1; err == nil; page++ {
+		var list []v1.Descriptor
+		var next string
+		if list, next, err = readPage(resp, s, &left); err != nil {
+			break
+		}
+		for _, d := range list {
+			if d.ArtifactType == artifactType { // a registry need not filter
+				out = append(out, d)
+			}
+		}
+		if next == "" {
+			return out, nil
+		}
+		if page == maxPages {
+			err = fmt.Errorf("more than %d pages", maxPages)
+			break
+		}
+		resp, err = c.get(ctx, s, next, header)
 	}
-	b, err := readAll(resp, maxManifest)
+	return nil, fmt.Errorf("referrers: %w", err)
+}
+
+// readPage reads one answer of at most left bytes, and where the list goes on.
+func readPage(resp *http.Response, s Source, left *int64) (list []v1.Descriptor, next string, err error) {
+	b, err := readAll(resp, *left)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
+	*left -= int64(len(b))
 	var index v1.Index
 	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, fmt.Errorf("referrers: %w", err)
+		return nil, "", err
 	}
-	var out []v1.Descriptor
-	for _, d := range index.Manifests {
-		if d.ArtifactType == artifactType { // a registry need not filter
-			out = append(out, d)
-		}
+	next, err = nextPage(resp, s)
+	return index.Manifests, next, err
+}
+
+// Tag is the tag that stands for a digest: Distribution Specification, "Referrers Tag
+// Schema".
+func Tag(digest string) string { return strings.Replace(digest, ":", "-", 1) }
+
+// maxPages bounds into how many answers a registry may cut a list.
+const maxPages = 128
+
+var nextLink = regexp.MustCompile(`<([^<>]*)>[^,<>]*;\s*rel="?next"?\s*(?:[;,]|$)`)
+
+// nextPage is where a list goes on, as get wants it, "" at its end. It is in the same
+// repository: Distribution Specification, "Listing Referrers".
+func nextPage(resp *http.Response, s Source) (string, error) {
+	m := nextLink.FindStringSubmatch(strings.Join(resp.Header.Values("Link"), ","))
+	if m == nil {
+		return "", nil
 	}
-	return out, nil
+	base := newEndpoint(s).url("")
+	u, err := resp.Request.URL.Parse(m[1])
+	if err != nil {
+		return "", fmt.Errorf("next page %.200q: not a URL", m[1])
+	}
+	u.Scheme = "https" // get knows which to take
+	path, ok := strings.CutPrefix(u.String(), base)
+	if !ok {
+		return "", fmt.Errorf("next page %.200q: want one below %s", m[1], base)
+	}
+	return path, nil
 }
 
 // unsupported tells whether a registry does not know a call.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // A Writer writes a layout with one image, a directory or a tar. Nothing is under
@@ -58,6 +59,9 @@ func (w *Writer) Blob(mediaType string, write func(io.Writer) error) (d v1.Descr
 	if err == nil {
 		err = f.Chmod(0o644)
 	}
+	if err == nil && !w.tar { // of a tar it is a copy that counts
+		err = f.Sync()
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return d, err
 	}
@@ -93,7 +97,7 @@ func (w *Writer) Finish(image v1.Descriptor, name string) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(w.dir, file), b, 0o644); err != nil {
+		if err := writeSynced(filepath.Join(w.dir, file), b); err != nil {
 			return err
 		}
 	}
@@ -103,10 +107,48 @@ func (w *Writer) Finish(image v1.Descriptor, name string) error {
 	if err := os.Chmod(w.dir, 0o755); err != nil { // MkdirTemp's is the user's alone
 		return err
 	}
-	if err := os.Rename(w.dir, w.path); err != nil {
+	if err := syncDirs(filepath.Join(w.dir, v1.ImageBlobsDir, "sha256"), filepath.Join(w.dir, v1.ImageBlobsDir), w.dir); err != nil {
+		return err
+	}
+	if err := w.publish(w.dir); err != nil {
 		return err
 	}
 	w.dir = ""
+	return syncDirs(filepath.Dir(w.path))
+}
+
+// publish renames what is complete. What came under the path meanwhile is somebody
+// else's.
+func (w *Writer) publish(from string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, w.path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) { // a file system that cannot
+		return os.Rename(from, w.path)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: w.path, Err: err}
+	}
+	return nil
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDirs(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -124,14 +166,17 @@ func (w *Writer) pack() (err error) {
 	if err == nil {
 		err = f.Chmod(0o644)
 	}
+	if err == nil {
+		err = f.Sync()
+	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), w.path)
+		err = w.publish(f.Name())
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	defer func() { w.dir = "" }()
-	return w.Discard()
+	return errors.Join(w.Discard(), syncDirs(filepath.Dir(w.path)))
 }
 
 // members writes what there is, in the order of the names, with nothing in the

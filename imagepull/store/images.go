@@ -31,13 +31,6 @@ type Image struct {
 	Size     int64           `json:"size"`     // of the blobs, bytes
 }
 
-// treeRecord is tree.json.
-type treeRecord struct {
-	Schema  int             `json:"schema"`
-	ChainID digest.Digest   `json:"chain_id"`
-	Devices []digest.Digest `json:"devices"` // the layers whose contents are the devices, in order
-}
-
 func deviceIDs(p *imagepull.Pulled) []digest.Digest {
 	out := []digest.Digest{}
 	for _, i := range p.Devices {
@@ -94,14 +87,14 @@ func (s *stage) publish(manifest digest.Digest, name string) error {
 		return err
 	}
 	defer names.Close()
+	images, err := s.d.Images() // before anything is to be seen: one that is damaged is an error
+	if err != nil {
+		return err
+	}
 	if err := s.move(imagesDir, manifest); err != nil {
 		return err
 	}
 	if err := s.rename(manifest.Encoded(), func(list []string) []string { return append(without(list, name), name) }); err != nil {
-		return err
-	}
-	images, err := s.d.Images()
-	if err != nil {
 		return err
 	}
 	for _, im := range images {
@@ -233,12 +226,10 @@ func (d *Dir) clean(ctx context.Context, f func(*stage) error) (_ *Removed, err 
 
 // alone waits until no other stage is left.
 func (s *stage) alone(ctx context.Context) error {
-	if err := s.use.Close(); err != nil { // two that wait for each other would wait for ever
-		return err
-	}
-	use, err := s.d.lock(ctx, useLock, unix.LOCK_EX)
+	err := s.use.Close() // two that wait for each other would wait for ever
+	s.use = nil
 	if err == nil {
-		s.use = use
+		s.use, err = s.d.lock(ctx, useLock, unix.LOCK_EX)
 	}
 	return err
 }

@@ -27,7 +27,7 @@ const ownerFile = "owner.lock"
 type stage struct {
 	d     *Dir
 	path  string
-	use   *os.File // the shared lock
+	use   *os.File // the shared lock; nil while it is waited for
 	owner *os.File
 
 	mu    sync.Mutex
@@ -45,6 +45,9 @@ func (d *Dir) Stage(ctx context.Context) (_ imagepull.Stage, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, use.Close())
+			if s.owner != nil {
+				err = errors.Join(err, s.owner.Close())
+			}
 		}
 	}()
 	begin, err := d.lock(ctx, stageLock, unix.LOCK_EX)
@@ -220,14 +223,7 @@ func (s *stage) tree(p *imagepull.Pulled) error {
 	if err := os.Mkdir(filepath.Join(s.path, treesDir, dir), 0o700); err != nil {
 		return err
 	}
-	if err := os.Rename(old, filepath.Join(s.path, treesDir, dir, erofsFile)); err != nil {
-		return err
-	}
-	b, err := strictjson.Marshal(treeRecord{Schema: recordSchema, ChainID: p.ChainID, Devices: deviceIDs(p)})
-	if err != nil {
-		return err
-	}
-	return s.write(b, treesDir, dir, treeFile)
+	return os.Rename(old, filepath.Join(s.path, treesDir, dir, erofsFile))
 }
 
 func (s *stage) image(p *imagepull.Pulled) error {
@@ -308,7 +304,10 @@ func (s *stage) Discard() error {
 	}
 	s.done = true
 	// The lock goes last: until then nobody else removes what is left.
-	err := errors.Join(s.close(), os.RemoveAll(s.path), s.owner.Close(), s.use.Close())
+	err := errors.Join(s.close(), os.RemoveAll(s.path), s.owner.Close())
+	if s.use != nil {
+		err = errors.Join(err, s.use.Close())
+	}
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}

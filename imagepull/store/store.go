@@ -2,8 +2,7 @@
 //
 //	layers/HEX/content   the files of a layer, in blocks of 4096 bytes; HEX: diff ID
 //	layers/HEX/layer     what the layer's tar says besides
-//	trees/HEX/root.erofs the tree of a chain of layers; its devices are contents
-//	trees/HEX/tree.json  which; HEX: chain ID
+//	trees/HEX/root.erofs the tree of a chain of layers; HEX: chain ID
 //	images/HEX/          manifest.json, config.json as they came, image.json; HEX: manifest
 //	parts/HEX            what broken pulls left of a blob; HEX: the blob
 //	staging/NAME/        a pull that goes on, or whose process died
@@ -49,7 +48,6 @@ const (
 	contentFile  = "content"
 	layerFile    = "layer"
 	erofsFile    = "root.erofs"
-	treeFile     = "tree.json"
 	manifestFile = "manifest.json"
 	configFile   = "config.json"
 	imageFile    = "image.json"
@@ -162,9 +160,15 @@ func (d *Dir) Free() (int64, error) {
 	return int64(s.Bavail) * s.Bsize, nil
 }
 
-// Extract makes the tree of an image in an empty directory.
+// Extract makes the tree of an image in an empty directory. Nothing is removed
+// meanwhile.
 func (d *Dir) Extract(ctx context.Context, p *imagepull.Pulled, dir string, l unpack.Limits) (err error) {
-	t := unpack.NewTree(unpack.NewBudget(l))
+	use, err := d.lock(ctx, useLock, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer use.Close() // frees the lock
+	t := unpack.NewTree(unpack.NewBudget(l)).Until(ctx)
 	var contents []io.ReaderAt
 	for i, layer := range p.Layers {
 		if err := t.Apply(layer); err != nil {

@@ -232,6 +232,8 @@ func TestPruneWaits(t *testing.T) {
 	defer cancel()
 	if _, err := d.Prune(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v: want to wait", err)
+	} else if errors.Is(err, os.ErrClosed) {
+		t.Errorf("%v: a file was closed twice", err)
 	}
 	if err := s.Publish(p); err != nil {
 		t.Fatal(err)
@@ -348,14 +350,51 @@ func images(d *store.Dir, _ *imagepull.Pulled) error { _, err := d.Images(); ret
 
 // A store that cannot be written fails before anything is fetched.
 func TestReadOnly(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root may write everywhere")
-	}
 	d, dir := open(t)
-	if err := os.Chmod(filepath.Join(dir, "staging"), 0o500); err != nil {
+	staging := filepath.Join(dir, "staging")
+	if err := errors.Join(os.Remove(staging), os.WriteFile(staging, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Stage(t.Context()); !errors.Is(err, unix.EACCES) {
+	if _, err := d.Stage(t.Context()); !errors.Is(err, unix.ENOTDIR) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Beside an image that is damaged nothing is published, or all of it.
+func TestPublishBesideDamaged(t *testing.T) {
+	d, dir := open(t)
+	one := publish(t, d, "one", "a")
+	if err := os.WriteFile(filepath.Join(dir, "images", digest.Digest(one.Digest).Encoded(), "image.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, p := stageOf(t, d, "two", "b")
+	var damaged *store.DamagedError
+	if err := s.Publish(p); !errors.As(err, &damaged) {
+		t.Errorf("got %v: want a DamagedError", err)
+	}
+	if err := s.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list(t, dir, "images"); len(got) != 1 {
+		t.Errorf("images %q", got)
+	}
+}
+
+// Nothing is unpacked of what is being removed.
+func TestExtractWaits(t *testing.T) {
+	d, dir := open(t)
+	p := publish(t, d, "one", "a")
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := d.Extract(ctx, p, filepath.Join(t.TempDir(), "none"), unpack.Limits{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v: want to wait", err)
 	}
 }

@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -28,10 +29,23 @@ func (t *Tree) Write(w io.Writer, uuid [16]byte, tags []string) error {
 		c.devices[n] = i
 		p.Devices = append(p.Devices, erofs.Device{Tag: tags[i], Blocks: t.layers[n].blocks})
 	}
-	if err := erofs.WriteNodes(w, c.node(t.root), p); err != nil {
+	if err := erofs.WriteNodes(&until{t.ctx, w}, c.node(t.root), p); err != nil {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	return nil
+}
+
+// until is a writer that fails once its context is done.
+type until struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (u *until) Write(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.w.Write(p)
 }
 
 type converter struct {

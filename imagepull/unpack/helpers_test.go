@@ -435,6 +435,20 @@ func (l layout) write(t testing.TB, name string, data []byte) {
 	}
 }
 
+// hasUmoci tells whether a test compares with umoci; a sub-test says so where it does
+// not.
+func hasUmoci(t *testing.T) (ok bool) {
+	t.Run("umoci", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("runs umoci")
+		}
+		needRoot(t)
+		testenv.Need(t, "umoci")
+		ok = true
+	})
+	return ok
+}
+
 // umoci unpacks layers by umoci and returns the tree.
 func umoci(t testing.TB, dir string, layers ...[]byte) (root string, err error) {
 	t.Helper()

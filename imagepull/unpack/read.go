@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/plinth-os/plinth/internal/readahead"
 )
 
 // Read takes a layer apart, an uncompressed tar stream. The content of its files
@@ -17,10 +19,12 @@ import (
 // layer is read by a goroutine that is gone when Read returns; its Read must
 // return once ctx is done. Memory is some 2 MiB, and what Limits.Kept says.
 func Read(ctx context.Context, layer io.Reader, content io.Writer, b *Budget) (*Layer, error) {
-	src := readAhead(ctx, layer, &meter{budget: b})
+	m := &meter{ctx: ctx, r: layer, budget: b}
+	src := readahead.New(m, aheadSize, aheadSize)
 	r := &reader{budget: b, layer: &Layer{}, content: newContent(ctx, content)}
 	err := r.read(ctx, src)
-	r.layer.stats.Stream = src.stop()
+	src.Stop()
+	r.layer.stats.Stream = m.read
 	if err != nil {
 		return nil, fmt.Errorf("unpack: %w", err)
 	}
@@ -35,7 +39,7 @@ type reader struct {
 	encoder encoder
 }
 
-func (r *reader) read(ctx context.Context, src *ahead) error {
+func (r *reader) read(ctx context.Context, src io.Reader) error {
 	in := tar.NewReader(src)
 	s := &r.layer.stats
 	for {
@@ -107,7 +111,7 @@ func sparse(h *tar.Header) bool {
 
 // drain reads what follows the end mark: zeros of a tar's last record, or what
 // some packers leave there.
-func (r *reader) drain(src *ahead) error {
+func (r *reader) drain(src io.Reader) error {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := src.Read(buf)

@@ -43,6 +43,9 @@ func (w *walk) follow(rest string) error {
 	for rest != "" {
 		var part string
 		part, rest, _ = strings.Cut(rest, "/")
+		if w.t.steps++; w.t.steps > maxSteps {
+			return &LimitError{"parts of names looked up for a layer", w.t.steps, maxSteps}
+		}
 		if w.steps++; w.steps > 2*w.t.limits.PathLen {
 			return fmt.Errorf("way to the directory: %w", unix.ELOOP)
 		}

@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -10,12 +11,14 @@ import (
 // A Tree is what layers over one another make. It is used by one goroutine at a
 // time. Memory is some 250 bytes for each name, beside the layers'.
 type Tree struct {
+	ctx    context.Context // of the pull that it is for
 	limits Limits
 	root   *inode
 	layers []*Layer
 	layer  int32 // number of the layer that is being applied, from 1
 
 	entries, bytes int64 // so far, all layers
+	steps          int64 // parts of names that were looked up, in this layer
 	err            error // why the tree is no longer of use
 }
 
@@ -57,8 +60,20 @@ type dirent struct {
 // NewTree returns a tree that is the root, which is root's, mode 0755, with the
 // time 0. The limits of b hold for it; what was taken from b does not count.
 func NewTree(b *Budget) *Tree {
-	return &Tree{limits: b.limits, root: newDir(nil, "", 0o755)}
+	return &Tree{ctx: context.Background(), limits: b.limits, root: newDir(nil, "", 0o755)}
 }
+
+// Until has Apply and Write fail once ctx is done.
+func (t *Tree) Until(ctx context.Context) *Tree {
+	t.ctx = ctx
+	return t
+}
+
+// Bounds on the time that a layer takes.
+const (
+	maxSteps   = 64 << 20 // parts of names, as many as Limits.Entries names of 64 parts by default
+	ctxRecords = 1024     // between two looks at the context
+)
 
 func newDir(parent *dir, name string, mode uint32) *inode {
 	n := &inode{mode: unix.S_IFDIR | mode}
@@ -99,8 +114,12 @@ func (t *Tree) apply(l *Layer) error {
 		return &LimitError{limitBytes, t.bytes, t.limits.Bytes}
 	}
 	var r record
+	t.steps = 0
 	d := decoder{b: l.records}
 	for index := int64(1); d.more(); index++ {
+		if err := t.ctx.Err(); err != nil && index%ctxRecords == 1 {
+			return err
+		}
 		if err := d.next(&r); err != nil {
 			return err
 		}

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/plinth-os/plinth/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,7 +66,7 @@ func layers(l ...[]item) [][]item { return l }
 // and, where that is silent, from the package comment. Where umoci is at hand it
 // has to agree, but for the rows of which the comment says that it does not.
 func TestSemantics(t *testing.T) {
-	umociToo := !testing.Short() && os.Geteuid() == 0 && testenv.Tool("umoci") != ""
+	umociToo := hasUmoci(t)
 	differs := map[string]bool{"notes of aufs": true, "global comment": true}
 	lower := []item{directory("d"), file("d/a", "1"), file("d/b", "1"), directory("d/e"), file("d/e/f", "1"), file("x", "1"), symlink("s", "d")}
 	wh := func(name string) item { return file(name, "") }
@@ -341,6 +340,7 @@ func sparseFile(name string, size int, runs ...[2]int) []byte {
 // and as the chunks of the image.
 func TestSparseFiles(t *testing.T) {
 	const k = 1 << 10
+	umociToo := hasUmoci(t)
 	for _, row := range []struct {
 		name   string
 		size   int
@@ -381,7 +381,7 @@ func TestSparseFiles(t *testing.T) {
 			if c.Size != row.chunk || len(c.At) != row.chunks {
 				t.Errorf("%d chunks of %d bytes, want %d of %d", len(c.At), c.Size, row.chunks, row.chunk)
 			}
-			if !testing.Short() && os.Geteuid() == 0 && testenv.Tool("umoci") != "" && sameAsUmoci(t, layer) == nil {
+			if umociToo && sameAsUmoci(t, layer) == nil {
 				t.Error("umoci refuses it")
 			}
 		})
@@ -530,6 +530,43 @@ func (r *repeat) Read(p []byte) (n int, err error) {
 	}
 	r.total += int64(n)
 	return n, nil
+}
+
+// TestApplyEnds has layers that take long to apply: someone may stop it, and it ends.
+func TestApplyEnds(t *testing.T) {
+	l, err := Read(t.Context(), bytes.NewReader(pack(t, file("a", "1"))), io.Discard, NewBudget(Limits{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	tree := NewTree(NewBudget(Limits{})).Until(ctx)
+	if err := tree.Apply(l); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := tree.Write(io.Discard, [16]byte{1}, []string{"a"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Write: got %v", err)
+	}
+	if err := tree.Apply(l); !errors.Is(err, context.Canceled) {
+		t.Errorf("Apply: got %v", err)
+	}
+	// Each name takes some 1,600 steps: the target goes to and fro.
+	items := []item{directory("d"), symlink("l", strings.Repeat("d/../", 800)+"d")}
+	e := encoder{}
+	for _, i := range items {
+		r, err := newRecord(&i.Header, &tree.limits, &Stats{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.add(r)
+	}
+	for range 64 << 10 {
+		e.add(&record{kind: kindWhiteout, name: "l/x"})
+	}
+	var limit *LimitError
+	if err := NewTree(NewBudget(Limits{})).Apply(&Layer{records: e.b}); !errors.As(err, &limit) || limit.Most != maxSteps {
+		t.Errorf("got %v: want a LimitError", err)
+	}
 }
 
 // TestFailedTree has no use for a tree of which half a layer is missing.

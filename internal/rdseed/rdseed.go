@@ -12,13 +12,14 @@ import (
 // Size is the size of a seed, in bytes: 256 bits of entropy.
 const Size = 32
 
-// ErrNone is the error of Seed where the processor has neither instruction.
+// ErrNone is the error of Fill where the processor has neither instruction.
 var ErrNone = errors.New("rdseed: the processor has neither RDSEED nor RDRAND")
 
-// Seed returns 256 bits of entropy and the instruction that they are from: RDSEED
-// or, where that is missing or does not answer, RDRAND.
-func Seed() (seed [Size]byte, from string, err error) {
-	return gather(sources())
+// Fill puts 256 bits of entropy into out alone, for those who clear it after use. It
+// returns the instruction that they are from: RDSEED or, where that is missing or does
+// not answer, RDRAND. With an error out is not to be used.
+func Fill(out *[Size]byte) (from string, err error) {
+	return gather(out, sources())
 }
 
 // A source is an instruction. It answers with a number, or that it has none now.
@@ -44,40 +45,41 @@ const (
 const tries = 10_000
 
 // gather takes a seed from the first source that gives one.
-func gather(sources []source) (seed [Size]byte, from string, err error) {
+func gather(out *[Size]byte, sources []source) (from string, err error) {
 	if len(sources) == 0 {
-		return seed, "", ErrNone
+		return "", ErrNone
 	}
 	var errs []error
 	for _, s := range sources {
-		seed, err := s.seed()
+		err := s.seed(out)
 		if err == nil {
-			return seed, s.name, nil
+			return s.name, nil
 		}
 		errs = append(errs, fmt.Errorf("rdseed: %s: %w", s.name, err))
 	}
-	return seed, "", errors.Join(errs...)
+	return "", errors.Join(errs...)
 }
 
 // seed condenses a source's numbers.
-func (s source) seed() ([Size]byte, error) {
+func (s source) seed(out *[Size]byte) error {
 	h := sha256.New()
 	var last uint64
 	for i := range s.words {
 		w, err := s.next()
 		if err != nil {
-			return [Size]byte{}, err
+			return err
 		}
 		// Processors are known that answer with one number for ever (AMD families 15h
 		// and 16h after sleep) or with zero (AMD-SB-7055). A sound one repeats itself, or
 		// gives either of these two, once in 2^62 numbers.
 		if w == 0 || w == ^uint64(0) || i > 0 && w == last {
-			return [Size]byte{}, fmt.Errorf("number %d is %#016x: it is broken", i, w)
+			return fmt.Errorf("number %d is %#016x: it is broken", i, w)
 		}
 		last = w
 		h.Write(binary.LittleEndian.AppendUint64(nil, w))
 	}
-	return [Size]byte(h.Sum(nil)), nil
+	h.Sum(out[:0])
+	return nil
 }
 
 // next asks until there is a number.

@@ -32,7 +32,8 @@ func TestSeedIsHashOfAllNumbers(t *testing.T) {
 		for i := range words {
 			h.Write(binary.LittleEndian.AppendUint64(nil, uint64(i+1)))
 		}
-		got, from, err := gather([]source{count("X", words, 3)})
+		var got [Size]byte
+		from, err := gather(&got, []source{count("X", words, 3)})
 		if err != nil || from != "X" || got != [32]byte(h.Sum(nil)) {
 			t.Errorf("%d words: got %x of %s, %v", words, got, from, err)
 		}
@@ -73,13 +74,14 @@ func TestFaults(t *testing.T) {
 		{"later zero", later(0), "number 3 is"},
 		{"later one number", later(3), "number 3 is"},
 	} {
-		seed, from, err := gather([]source{{"X", tt.word, seedWords}})
+		var seed, want [Size]byte
+		from, err := gather(&seed, []source{{"X", tt.word, seedWords}})
 		if err == nil || !strings.Contains(err.Error(), tt.want) || from != "" || seed != [Size]byte{} {
 			t.Errorf("%s: got %x of %q, %v, want %q", tt.name, seed, from, err, tt.want)
 		}
 		// The next source steps in, and nothing of the broken one is used.
-		seed, from, err = gather([]source{{"X", tt.word, seedWords}, count("Y", seedWords, 0)})
-		want, _, _ := gather([]source{count("Y", seedWords, 0)})
+		from, err = gather(&seed, []source{{"X", tt.word, seedWords}, count("Y", seedWords, 0)})
+		_, _ = gather(&want, []source{count("Y", seedWords, 0)})
 		if err != nil || from != "Y" || seed != want {
 			t.Errorf("%s: second source: got %x of %q, %v", tt.name, seed, from, err)
 		}
@@ -87,7 +89,7 @@ func TestFaults(t *testing.T) {
 }
 
 func TestNone(t *testing.T) {
-	if _, _, err := gather(nil); !errors.Is(err, ErrNone) {
+	if _, err := gather(new([Size]byte), nil); !errors.Is(err, ErrNone) {
 		t.Errorf("got %v, want ErrNone", err)
 	}
 }
@@ -124,12 +126,12 @@ func TestProcessor(t *testing.T) {
 			}
 		}
 	}
-	a, from, err := Seed()
+	var a, b [Size]byte
+	from, err := Fill(&a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, _, err := Seed()
-	if err != nil || a == b || a == [Size]byte{} {
+	if _, err = Fill(&b); err != nil || a == b || a == [Size]byte{} {
 		t.Errorf("%s: seeds %x and %x, %v", from, a, b, err)
 	}
 }

@@ -113,7 +113,7 @@ func checkObject(d *json.Decoder, t reflect.Type, path string) error {
 			return err
 		}
 		key, _ := tok.(string) // the decoder lets nothing else stand here
-		at := strings.TrimPrefix(path+"."+key, ".")
+		at := strings.TrimPrefix(path+"."+printable(key), ".")
 		if seen[key] {
 			return fmt.Errorf("%s: duplicate key", at)
 		}
@@ -128,6 +128,15 @@ func checkObject(d *json.Decoder, t reflect.Type, path string) error {
 	}
 	_, err := d.Token()
 	return err
+}
+
+// printable is a key for a terminal or log: one that is long, or holds what could move
+// a cursor or forge a line, is quoted.
+func printable(key string) string {
+	if q := fmt.Sprintf("%.100q", key); q != `"`+key+`"` {
+		return q
+	}
+	return key
 }
 
 // member returns the type of what key names in a t.

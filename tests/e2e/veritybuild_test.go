@@ -60,14 +60,21 @@ func builtVerity(t *testing.T) *verityImage {
 // imageIn is the image that a build has written to dir.
 func imageIn(t *testing.T, dir string) *verityImage {
 	t.Helper()
+	img := machineIn(t, dir)
+	return openVerity(t, img.machine, img.cmdline)
+}
+
+// machineIn is the same for a guest with any root.
+func machineIn(t *testing.T, dir string) *verityImage {
+	t.Helper()
 	m, err := builder.ParseManifest(read(t, filepath.Join(dir, "manifest.json")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return openVerity(t, qemu.Machine{
+	return &verityImage{cmdline: m.Cmdline, machine: qemu.Machine{
 		Type: m.Machine.Type, CPU: m.Machine.CPU, MemoryMiB: m.Machine.Memory, TPM: true, ReportPort: config.ReportPort,
 		Disk: filepath.Join(dir, builder.DiskName), Firmware: filepath.Join(dir, builder.FirmwareName), Vars: filepath.Join(dir, builder.VarsName),
-	}, m.Cmdline)
+	}}
 }
 
 // TestVerityBuild: an image out of packages comes up from its root; every register

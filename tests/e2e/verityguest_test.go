@@ -26,6 +26,8 @@ type guest struct {
 	vm   *qemu.VM
 	port net.Conn // to the probe
 
+	console string // file of all the serial output
+
 	report *evidence.Report // nil: none
 	why    error            // there is none
 }
@@ -45,7 +47,13 @@ func (img *verityImage) boot(t *testing.T, extra ...string) *guest {
 	m.ExtraArgs = append([]string{
 		"-chardev", "socket,id=test,server=on,wait=off,path=" + socket, "-device", "virtserialport,chardev=test,name=" + testPort,
 	}, extra...)
-	if g.vm, err = qemu.Start(t.Context(), m, qemu.Options{Timeout: 3 * time.Minute}); err != nil {
+	g.console = filepath.Join(dir, "console")
+	console, err := os.Create(g.console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { console.Close() }) // after the guest
+	if g.vm, err = qemu.Start(t.Context(), m, qemu.Options{Timeout: 3 * time.Minute, Console: console}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.vm.Close() })

@@ -25,6 +25,7 @@ import (
 // A verityImage is a guest with a verity root on its disk.
 type verityImage struct {
 	machine qemu.Machine
+	cmdline string
 	root    *verity.Root
 	table   *gpt.Table
 	data    int64 // where the partitions begin on the disk, bytes
@@ -34,7 +35,7 @@ type verityImage struct {
 // openVerity looks at the disk of a machine whose command line is known.
 func openVerity(t *testing.T, m qemu.Machine, cmdline string) *verityImage {
 	t.Helper()
-	img := &verityImage{machine: m}
+	img := &verityImage{machine: m, cmdline: cmdline}
 	for _, w := range strings.Fields(cmdline) {
 		if value, ok := strings.CutPrefix(w, verity.Argument+"="); ok {
 			var err error

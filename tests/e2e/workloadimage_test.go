@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -75,7 +76,11 @@ func newLayout(t *testing.T, packages []string, layers int) *layout {
 	l.config = v1.Image{Platform: v1.Platform{OS: "linux", Architecture: "amd64"}, RootFS: v1.RootFS{Type: "layers"}}
 	files := debs(t, packages)
 	for share := range slices.Chunk(files, (len(files)+layers-1)/layers) {
-		l.layer(t, func(w *tar.Writer) {
+		media := v1.MediaTypeImageLayerGzip
+		if len(l.layers)%2 == 1 {
+			media = v1.MediaTypeImageLayerZstd
+		}
+		l.layer(t, media, func(w *tar.Writer) {
 			for _, deb := range share {
 				copyPackage(t, w, deb)
 			}
@@ -119,7 +124,7 @@ func copyPackage(t *testing.T, w *tar.Writer, deb string) {
 }
 
 // layer adds one that fill writes.
-func (l *layout) layer(t *testing.T, fill func(*tar.Writer)) {
+func (l *layout) layer(t *testing.T, media string, fill func(*tar.Writer)) {
 	t.Helper()
 	f, err := os.CreateTemp(l.dir, "layer-")
 	if err != nil {
@@ -127,13 +132,17 @@ func (l *layout) layer(t *testing.T, fill func(*tar.Writer)) {
 	}
 	defer f.Close()
 	blob, diff := sha256.New(), sha256.New()
-	media, to := v1.MediaTypeImageLayerGzip, io.MultiWriter(f, blob)
-	var packed io.WriteCloser = pgzip.NewWriter(to)
-	if len(l.layers)%2 == 1 {
-		media = v1.MediaTypeImageLayerZstd
+	to := io.MultiWriter(f, blob)
+	var packed io.WriteCloser
+	switch media {
+	case v1.MediaTypeImageLayerGzip:
+		packed = pgzip.NewWriter(to)
+	case v1.MediaTypeImageLayerZstd:
 		if packed, err = zstd.NewWriter(to); err != nil {
 			t.Fatal(err)
 		}
+	default:
+		packed = uncompressed{to}
 	}
 	w := tar.NewWriter(io.MultiWriter(packed, diff))
 	fill(w)
@@ -153,11 +162,16 @@ func (l *layout) layer(t *testing.T, fill func(*tar.Writer)) {
 	l.place(t, f.Name(), d.Digest)
 }
 
+// uncompressed is a packer that packs nothing.
+type uncompressed struct{ io.Writer }
+
+func (uncompressed) Close() error { return nil }
+
 // files adds a layer of files by their paths; a path that ends in "/" is a
-// directory.
+// directory. It is not compressed: what is in it can be searched for.
 func (l *layout) files(t *testing.T, files map[string]string) {
 	t.Helper()
-	l.layer(t, func(w *tar.Writer) {
+	l.layer(t, v1.MediaTypeImageLayer, func(w *tar.Writer) {
 		for _, name := range slices.Sorted(func(yield func(string) bool) {
 			for n := range files {
 				if !yield(n) {
@@ -278,8 +292,50 @@ func secret(t *testing.T, name string) string {
 	return fmt.Sprintf("canary-%s-%x", name, b)
 }
 
+// wantEncrypted holds that each layer of an image is, and that a text which is in the
+// plain image, and found there, is not in the encrypted one.
+func wantEncrypted(t *testing.T, plain, encrypted, text string) {
+	t.Helper()
+	var m v1.Manifest
+	d, _ := digest.Parse(manifestDigest(t, encrypted))
+	if err := json.Unmarshal(read(t, filepath.Join(encrypted, "blobs/sha256", d.Encoded())), &m); err != nil || len(m.Layers) == 0 {
+		t.Fatalf("%s: %d layers, %v", encrypted, len(m.Layers), err)
+	}
+	for i, l := range m.Layers {
+		if !strings.HasSuffix(l.MediaType, "+encrypted") {
+			t.Errorf("layer %d is %s", i, l.MediaType)
+		}
+	}
+	count := func(dir string) (n int) {
+		blobs, err := filepath.Glob(filepath.Join(dir, "blobs/sha256/*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range blobs {
+			n += len(inFile(t, path, text))
+		}
+		return n
+	}
+	if a, b := count(plain), count(encrypted); a == 0 || b > 0 {
+		t.Errorf("%d blobs of the plain image have %q in them, want some; %d of the encrypted one, want none", a, text, b)
+	}
+}
+
+// spellings are the ways in which a key may have got somewhere.
+func spellings(key []byte) []string {
+	return []string{string(key), hex.EncodeToString(key), base64.RawStdEncoding.EncodeToString(key), base64.RawURLEncoding.EncodeToString(key)}
+}
+
 // absent fails where one of the secrets is in a file.
 func absent(t *testing.T, path string, secrets ...string) {
+	t.Helper()
+	for _, s := range inFile(t, path, secrets...) {
+		t.Errorf("%s has %q in it", path, s)
+	}
+}
+
+// inFile returns those of the texts that are in a file.
+func inFile(t *testing.T, path string, texts ...string) (found []string) {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {
@@ -287,19 +343,19 @@ func absent(t *testing.T, path string, secrets ...string) {
 	}
 	defer f.Close()
 	longest := 0
-	for _, s := range secrets {
+	for _, s := range texts {
 		longest = max(longest, len(s))
 	}
 	buf, have := make([]byte, 4<<20), 0
 	for {
 		n, err := f.Read(buf[have:])
-		for _, s := range secrets {
-			if bytes.Contains(buf[:have+n], []byte(s)) {
-				t.Errorf("%s has %s in it", path, s)
+		for _, s := range texts {
+			if !slices.Contains(found, s) && bytes.Contains(buf[:have+n], []byte(s)) {
+				found = append(found, s)
 			}
 		}
 		if err == io.EOF {
-			return
+			return found
 		}
 		if err != nil {
 			t.Fatal(err)

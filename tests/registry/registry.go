@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -51,28 +52,46 @@ func Start(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := &Server{User: "user", Password: rand.Text(), Data: filepath.Join(dir, "data"), dir: dir}
+	for range 5 { // another program may take the port that was free
+		if err = s.start(t); err == nil {
+			return s
+		}
+	}
+	t.Fatal(err)
+	return nil
+}
+
+// start starts the registry at a port that is free now.
+func (s *Server) start(t testing.TB) error {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{Port: port, User: "user", Password: rand.Text(), Data: filepath.Join(dir, "data"), dir: dir}
+	s.Port = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	s.configure(t)
-	if err := l.Close(); err != nil { // the registry takes the port that was free
+	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), testenv.Tool("docker-registry"), "serve", filepath.Join(dir, "config.yml"))
-	var log bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), testenv.Tool("docker-registry"), "serve", filepath.Join(s.dir, "config.yml"))
+	var log bytes.Buffer // to be read when the program is over
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Wait() }) // it was killed with the context
-	s.wait(t, &log)
-	return s
+	over := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // it is killed with the context
+		close(over)
+	}()
+	if err := s.wait(over); err != nil {
+		_ = cmd.Process.Kill()
+		<-over
+		return fmt.Errorf("docker-registry: %w\n%s", err, &log)
+	}
+	t.Cleanup(func() { <-over })
+	return nil
 }
 
 // Host is where the registry is for programs of this machine.
@@ -132,19 +151,23 @@ http: {addr: "ADDR", tls: {certificate: DIR/tls.crt, key: DIR/tls.key}}
 	}
 }
 
-func (s *Server) wait(t testing.TB, log *bytes.Buffer) {
-	t.Helper()
+// wait waits until the registry answers, or is over.
+func (s *Server) wait(over <-chan struct{}) error {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(s.CA)
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, Timeout: 20 * time.Second}
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := client.Get("https://" + s.Host() + "/v2/")
 		if err == nil {
-			_ = resp.Body.Close()
-			return
+			return resp.Body.Close()
+		}
+		select {
+		case <-over:
+			return err
+		default:
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("docker-registry: %v\n%s", err, log.String())
+			return err
 		}
 	}
 }

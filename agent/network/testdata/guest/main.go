@@ -43,7 +43,7 @@ func guest() error {
 			return fmt.Errorf("%s: %w", m[1], err)
 		}
 	}
-	_, from, err := rdseed.Seed()
+	from, err := rdseed.Fill(new([rdseed.Size]byte))
 	fmt.Println("guest: seed:", from, err)
 	if err := loadModules(); err != nil {
 		return err

@@ -175,6 +175,14 @@ func report() {
 		}
 		r.Sockets[name] = failure(err)
 	}
+	// The kernel takes 32 bits of the family, a filter may compare 64.
+	for name, family := range map[string]uintptr{"alg+1<<32": 38 | 1<<32, "vsock+1<<32": 40 | 1<<32} {
+		fd, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, family, 1, 0)
+		if errno == 0 {
+			syscall.Close(int(fd))
+		}
+		r.Sockets[name] = failure(errnoError(errno))
+	}
 	r.Listening = listening()
 	for line := range strings.Lines(read("/proc/net/dev")) {
 		if name, _, ok := strings.Cut(line, ":"); ok {
@@ -193,6 +201,13 @@ func report() {
 		}
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func errnoError(e syscall.Errno) error {
+	if e == 0 {
+		return nil
+	}
+	return e
 }
 
 func read(name string) string { b, _ := os.ReadFile(name); return string(b) }
