@@ -36,11 +36,11 @@ short: ## a minute, without network, root or outside tools
 
 e2e-pull: build ## guests that pull, measure and run an image of 40 MiB
 	tests/setup
-	$(KERNEL) PLINTH_NETWORK=1 go test -count=1 -timeout 30m -v -run 'TestPull|TestContainer' ./tests/e2e
+	$(KERNEL) PLINTH_NETWORK=1 go test -count=1 -timeout 30m -v -run 'TestPull|TestContainer|TestInitdataWorkloads' ./tests/e2e
 
 e2e-full: build ## and one of 300 MiB
 	tests/setup
-	$(KERNEL) PLINTH_NETWORK=1 PLINTH_PULL=full go test -count=1 -timeout 60m -v -run 'TestPull|TestContainer' ./tests/e2e
+	$(KERNEL) PLINTH_NETWORK=1 PLINTH_PULL=full go test -count=1 -timeout 60m -v -run 'TestPull|TestContainer|TestInitdataWorkloads' ./tests/e2e
 
 fidelity: build ## predicted against measured over firmware, stub, kernel, path and machine
 	tests/setup

@@ -30,9 +30,9 @@ import (
 // pulls are the sizes of images that guests pull. PLINTH_PULL=full adds the large
 // one.
 func pulls() []pull {
-	all := []pull{{"40 MiB", webPackages, 40 << 20, 512, 2048}}
+	all := []pull{{"40 MiB", webPackages, 40 << 20, 512, 2048, 10 * time.Minute}}
 	if os.Getenv("PLINTH_PULL") == "full" {
-		all = append(all, pull{"300 MiB", append(slices.Clone(webPackages), morePackages...), 300 << 20, 2048, 4096})
+		all = append(all, pull{"300 MiB", append(slices.Clone(webPackages), morePackages...), 300 << 20, 2048, 4096, 20 * time.Minute})
 	}
 	return all
 }
@@ -43,6 +43,7 @@ type pull struct {
 	least    int64 // bytes of layers
 	store    int   // MiB
 	memory   int   // MiB
+	patience time.Duration
 }
 
 // TestPull: a guest pulls an encrypted and signed image of Debian packages from a
@@ -107,7 +108,7 @@ ports = ["80:8080"]
 	out := filepath.Join(dir, "out/web")
 	port, capture := freePort(t), filepath.Join(dir, "network.pcap")
 	img := imageIn(t, out)
-	img.machine.MemoryMiB = p.memory
+	img.machine.MemoryMiB, img.patience = p.memory, p.patience
 	img.machine.Network = &qemu.Network{Forward: []qemu.Forward{{Protocol: "tcp", Host: port, Guest: 80}}}
 	g := img.boot(t, "-object", "filter-dump,id=dump,netdev=net,file="+capture)
 	g.mustReport(t)
@@ -210,7 +211,7 @@ output  = "console"
 		t.Fatal(err)
 	}
 	img := imageIn(t, out)
-	img.machine.MemoryMiB = 1024
+	img.machine.MemoryMiB, img.patience = 1024, 10*time.Minute
 	img.machine.Disks = []qemu.Disk{{Path: filepath.Join(dir, "image.tar"), Serial: "app"}, {Path: scratch, Serial: "scratch", Writable: true}}
 	g := img.boot(t)
 	g.mustReport(t)

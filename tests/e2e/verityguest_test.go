@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,7 +54,7 @@ func (img *verityImage) boot(t *testing.T, extra ...string) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { console.Close() }) // after the guest
-	if g.vm, err = qemu.Start(t.Context(), m, qemu.Options{Timeout: 3 * time.Minute, Console: console}); err != nil {
+	if g.vm, err = qemu.Start(t.Context(), m, qemu.Options{Timeout: cmp.Or(img.patience, 3*time.Minute), Console: console}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.vm.Close() })

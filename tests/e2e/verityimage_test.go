@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/builder/disk"
@@ -24,12 +25,13 @@ import (
 
 // A verityImage is a guest with a verity root on its disk.
 type verityImage struct {
-	machine qemu.Machine
-	cmdline string
-	root    *verity.Root
-	table   *gpt.Table
-	data    int64 // where the partitions begin on the disk, bytes
-	hash    int64
+	machine  qemu.Machine
+	cmdline  string
+	patience time.Duration // with a boot; 0: 3 minutes
+	root     *verity.Root
+	table    *gpt.Table
+	data     int64 // where the partitions begin on the disk, bytes
+	hash     int64
 }
 
 // openVerity looks at the disk of a machine whose command line is known.

@@ -37,14 +37,25 @@ const GuestHost = "10.0.2.2"
 // A Server is one that runs until the test ends.
 type Server struct {
 	Port           string
-	User, Password string
+	User, Password string // "": everybody may pull and push
 	CA             []byte // PEM
 	Data           string // directory where it keeps what is pushed
 	dir            string
 }
 
-// Start starts one.
+// Start starts one that wants a password.
 func Start(t testing.TB) *Server {
+	t.Helper()
+	return start(t, &Server{User: "user", Password: rand.Text()})
+}
+
+// StartOpen starts one that wants none.
+func StartOpen(t testing.TB) *Server {
+	t.Helper()
+	return start(t, &Server{})
+}
+
+func start(t testing.TB, s *Server) *Server {
 	t.Helper()
 	testenv.Need(t, "docker-registry")
 	dir, err := os.MkdirTemp("", "plinth-registry-") // a test's own folder may have characters that a configuration cannot
@@ -52,7 +63,7 @@ func Start(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &Server{User: "user", Password: rand.Text(), Data: filepath.Join(dir, "data"), dir: dir}
+	s.Data, s.dir = filepath.Join(dir, "data"), dir
 	for range 5 { // another program may take the port that was free
 		if err = s.start(t); err == nil {
 			return s
@@ -107,6 +118,18 @@ func (s *Server) AuthFile() []byte {
 	return b
 }
 
+// Roots have the registry's certificate.
+func (s *Server) Roots() *x509.CertPool {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(s.CA)
+	return roots
+}
+
+// Client trusts it.
+func (s *Server) Client() *http.Client {
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.Roots()}}, Timeout: 20 * time.Second}
+}
+
 // CertDir is a directory as skopeo's --dest-cert-dir wants it.
 func (s *Server) CertDir() string { return filepath.Join(s.dir, "certs") }
 
@@ -131,15 +154,18 @@ func (s *Server) configure(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	auth := ""
+	if s.User != "" {
+		auth = "auth: {htpasswd: {realm: test, path: DIR/htpasswd}}\n"
+	}
 	for name, b := range map[string][]byte{
 		"tls.key": key, "tls.crt": cert, "certs/ca.crt": cert,
 		"htpasswd": fmt.Appendf(nil, "%s:%s\n", s.User, hash),
 		"config.yml": []byte(strings.NewReplacer("DIR", s.dir, "ADDR", s.Host()).Replace(`version: 0.1
 log: {level: error, accesslog: {disabled: true}}
 storage: {filesystem: {rootdirectory: DIR/data}}
-auth: {htpasswd: {realm: test, path: DIR/htpasswd}}
 http: {addr: "ADDR", tls: {certificate: DIR/tls.crt, key: DIR/tls.key}}
-`)),
+` + auth)),
 	} {
 		path := filepath.Join(s.dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -153,9 +179,7 @@ http: {addr: "ADDR", tls: {certificate: DIR/tls.crt, key: DIR/tls.key}}
 
 // wait waits until the registry answers, or is over.
 func (s *Server) wait(over <-chan struct{}) error {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(s.CA)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}, Timeout: 20 * time.Second}
+	client := s.Client()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := client.Get("https://" + s.Host() + "/v2/")
 		if err == nil {
