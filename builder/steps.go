@@ -100,7 +100,7 @@ var pipeline = []step{
 		run: runWorkloads,
 	},
 	{
-		name: "measure", version: 2, needs: []string{"firmware", "initrd", "disk", "workloads"},
+		name: "measure", version: 1, needs: []string{"firmware", "initrd", "disk", "workloads"},
 		does: "predict what firmware, stub and kernel will measure",
 		inputs: func(s *Spec) any {
 			p := s.Profile

@@ -99,10 +99,37 @@ func (c *Container) launch(ctx context.Context, w io.Writer) error {
 
 // Start runs the program.
 func (c *Container) Start(ctx context.Context) error {
+	before := c.program()
 	if _, err := c.crun(ctx, nil, "start", c.id); err != nil {
 		return fmt.Errorf("runner: %s: %w", c.id, err)
 	}
+	c.begun(ctx, before)
 	return nil
+}
+
+// program is what the first process runs, "" once it has ended.
+func (c *Container) program() string {
+	path, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.pid))
+	return path
+}
+
+// beginTime bounds the wait for a program that crun has let go.
+const beginTime = 5 * time.Second
+
+// begun waits until the first process is crun's no more. Until then it has rights in
+// flux, and whoever would join it with Exec is refused.
+func (c *Container) begun(ctx context.Context, before string) {
+	ctx, cancel := context.WithTimeout(ctx, beginTime)
+	defer cancel()
+	for before != "" && c.program() == before {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.done:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // Wait returns how the container's first process ended; the others in it have
