@@ -53,7 +53,7 @@ func wantFound() found {
 			"/proc/kcore": "0 bytes EOF", "/proc/keys": "0 bytes EOF", "/proc/timer_list": "0 bytes EOF", "/proc/kmsg": noRight,
 			"/sys/firmware": "0 entries", "/sys/kernel/security": "0 entries",
 		},
-		Sockets: map[string]string{"unix": "", "inet": "", "inet6": "", "netlink": "", "raw": denied, "packet": denied, "alg": denied, "vsock": denied},
+		Sockets: map[string]string{"unix": "", "inet": "", "inet6": "", "netlink": "", "raw": denied, "packet": denied, "alg": denied, "vsock": denied, "alg+1<<32": denied, "vsock+1<<32": denied},
 		Mounts: []string{
 			"/ overlay rw,nosuid,nodev,relatime", "/dev tmpfs rw,nosuid,noexec,relatime", "/dev/mqueue mqueue rw,nosuid,nodev,noexec,relatime",
 			"/dev/pts devpts rw,nosuid,noexec,relatime", "/dev/shm tmpfs rw,nosuid,nodev,noexec,relatime",
