@@ -35,6 +35,7 @@ type Effective struct {
 	Restart      string    `json:"restart,omitempty"`
 	Output       string    `json:"output,omitempty"`
 	Exec         bool      `json:"exec,omitempty"`
+	API          *API      `json:"api,omitempty"`
 }
 
 // searchPath is PATH where neither the image nor the workload has one: runtimes
@@ -50,7 +51,7 @@ func (p *Process) Effective(image *v1.ImageConfig) (*Effective, error) {
 		Args: p.args(image), Dir: p.Dir, User: orElse(p.User, image.User),
 		Mounts: slices.Clone(p.Mounts), Ports: slices.Clone(p.Ports), Network: orElse(p.Network, NetworkNAT), Resources: p.Resources,
 		Capabilities: slices.Sorted(slices.Values(p.Capabilities)), ReadOnly: p.ReadOnly, ScratchMiB: p.ScratchMiB,
-		Devices: slices.Clone(p.Devices), Restart: p.Restart, Output: p.Output, Exec: p.Exec,
+		Devices: slices.Clone(p.Devices), Restart: p.Restart, Output: p.Output, Exec: p.Exec, API: p.API,
 	}
 	for i := range e.Ports {
 		e.Ports[i].Protocol = orElse(e.Ports[i].Protocol, "tcp")

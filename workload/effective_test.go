@@ -68,7 +68,7 @@ func TestEffective(t *testing.T) {
 		Args: []string{"/app", "", "-v"}, Env: []string{"PATH=/bin", "A=", "B=x=y"}, Dir: "/srv", User: "app:1000", StopSignal: "SIGQUIT",
 		Mounts: c.Workloads[0].Mounts, Ports: []Port{{"tcp", 80, 8080}, {"udp", 80, 80}}, Network: NetworkNAT, Resources: Resources{1, 1, 1},
 		Capabilities: []string{"CAP_CHOWN", "CAP_NET_ADMIN"}, ScratchMiB: 1, Devices: []string{"vendor.example/class=name"},
-		Restart: RestartAlways, Output: OutputConsole, Exec: true,
+		Restart: RestartAlways, Output: OutputConsole, Exec: true, API: c.Workloads[0].API,
 	}
 	if err != nil || !same(e, want) {
 		t.Errorf("got %+v, %v, want %+v", e, err, want)

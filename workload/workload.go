@@ -35,6 +35,8 @@ type Config struct {
 	// Policy is policy.json of containers/image. Without one every image is
 	// rejected.
 	Policy json.RawMessage `json:"policy,omitempty"`
+	// PolicyFrom is what the broker calls the policy, in the place of Policy: "kbs:///...".
+	PolicyFrom string `json:"policy_from,omitempty"`
 	// Admit lists the kinds of images that are taken at all, whatever Policy says
 	// of them: "encrypted+signed", "plain+unsigned". Absent: the signed ones.
 	Admit      []string  `json:"admit,omitempty"`
@@ -71,7 +73,7 @@ type Process struct {
 	Digest  string            `json:"digest,omitempty"`  // "sha256:...": what Image must lead to, manifest or index, where Image cannot say it
 	Command []string          `json:"command,omitempty"` // in the place of the image's Entrypoint and Cmd
 	Args    []string          `json:"args,omitempty"`    // in the place of its Cmd
-	Env     map[string]string `json:"env,omitempty"`     // besides the image's
+	Env     map[string]string `json:"env,omitempty"`     // besides the image's; a value "sealed...." is a sealed secret, opened when the container is made
 	Dir     string            `json:"dir,omitempty"`
 	User    string            `json:"user,omitempty"` // "USER[:GROUP]", names as the image has them
 
@@ -86,6 +88,17 @@ type Process struct {
 	Restart      string    `json:"restart,omitempty"`      // "", RestartFailure, RestartAlways
 	Output       string    `json:"output,omitempty"`       // "": read and dropped; OutputConsole: to the console, which is the host's
 	Exec         bool      `json:"exec,omitempty"`         // programs of the guest may run others in the container
+	API          *API      `json:"api,omitempty"`          // what it may ask of the guest; nil: nobody listens
+}
+
+// An API is what a container may ask of the guest, by HTTP at 127.0.0.1:8006 of its own
+// network, as CoCo's api-server-rest has it.
+type API struct {
+	Resources []string `json:"resources,omitempty"` // "kbs:///repository/type/tag", or "kbs:///repository/type/" and "kbs:///repository/" for all below
+	Evidence  bool     `json:"evidence,omitempty"`
+	Token     bool     `json:"token,omitempty"`
+	TEEKey    bool     `json:"tee_key,omitempty"` // with the token comes the private key that secrets are encrypted to
+	Measure   bool     `json:"measure,omitempty"` // it may extend events of domains that are not the agent's
 }
 
 // The values of Process.Network. Each container has a network of its own.
@@ -104,11 +117,13 @@ const (
 const OutputConsole = "console"
 
 // A Mount is a place of the container that is not in its image: exactly one of
-// Tmpfs and Source says what is there.
+// Tmpfs, Source, Volume and Secret says what is there.
 type Mount struct {
 	Path     string `json:"path"`                // in the container, absolute
 	TmpfsMiB int    `json:"tmpfs_mib,omitempty"` // memory of its own, of at most this size
 	Source   string `json:"source,omitempty"`    // file or directory of the measured root file system; always read-only
+	Volume   string `json:"volume,omitempty"`    // name of an encrypted disk of the guest
+	Secret   string `json:"secret,omitempty"`    // a file with what the broker calls "kbs:///repository/type/tag", or with a sealed secret's plaintext ("sealed."); read-only, in memory
 }
 
 // A Port of the guest that leads to one of the container.

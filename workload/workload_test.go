@@ -21,7 +21,7 @@ func sample() *Config {
 				Mounts: []Mount{{Path: "/cache", TmpfsMiB: 1}, {Path: "/etc/app", Source: "/etc/app"}},
 				Ports:  []Port{{"", 80, 8080}, {"udp", 80, 80}}, Network: NetworkNAT, Resources: Resources{1, 1, 1},
 				Capabilities: []string{"CAP_NET_ADMIN", "CAP_CHOWN"}, ScratchMiB: 1, Devices: []string{"vendor.example/class=name"},
-				Restart: RestartAlways, Output: OutputConsole, Exec: true,
+				Restart: RestartAlways, Output: OutputConsole, Exec: true, API: &API{Evidence: true},
 			},
 			{Name: "job", Image: "oci-archive:/dev/disk/by-id/virtio-job", Digest: "sha256:" + strings.Repeat("cd", 32), ReadOnly: true},
 		},

@@ -77,8 +77,49 @@ type Config struct {
 	Storage   *Storage          `json:"storage,omitempty"`   // of images; nil where there are no workloads
 	Events    *Events           `json:"events,omitempty"`    // where workloads are measured; nil: nowhere
 	Epoch     int64             `json:"epoch,omitempty"`     // the clock never shows less, seconds since 1970
-	TestKeys  map[string][]byte `json:"test_keys,omitempty"` // by "kbs:///repository/type/tag", until a broker has them; debug only
+	TestKeys  map[string][]byte `json:"test_keys,omitempty"` // by "kbs:///repository/type/tag", in the place of a broker's; debug only
+
+	Attestation *Attestation `json:"attestation,omitempty"` // nil: the guest has no broker, and shows no evidence
+	Volumes     []Volume     `json:"volumes,omitempty"`     // encrypted disks, opened before the first container is made
 }
+
+// Attestation says by what the guest is attested, and who gives it secrets for that.
+type Attestation struct {
+	TEE     string   `json:"tee"`               // of evidence.TEEs; evidence.TEESample with debug alone
+	Brokers []Broker `json:"brokers,omitempty"` // no other is asked; the first, where a URI names none
+
+	// FromInitdata takes the broker that aa.toml and cdh.toml of the initdata name,
+	// which is measured like this document. Excludes Brokers.
+	FromInitdata bool `json:"from_initdata,omitempty"`
+
+	Key      string   `json:"key,omitempty"`       // to which secrets are encrypted: one of kbs.Keys; empty: the first of them
+	Hashes   []string `json:"hashes,omitempty"`    // offered for the binding of keys, best first; empty: sha384, sha256, sha512
+	AKHandle uint32   `json:"ak_handle,omitempty"` // of a TPM's attestation key; 0: CoCo's, if there is one, else one is made
+
+	// Services lets programs of the root file system ask by the ttRPC services of CoCo's
+	// attestation-agent and confidential-data-hub.
+	Services bool `json:"services,omitempty"`
+}
+
+// A Broker gives secrets: Trustee's KBS, or what speaks its protocol.
+type Broker struct {
+	URL string `json:"url"`           // "https://kbs.example.com:8443", without a path
+	CAs string `json:"cas,omitempty"` // PEM; in the place of the root file system's. http is for debug alone
+}
+
+// A Volume is a disk that the guest encrypts. What the disk says of itself counts for
+// nothing: the cipher is this one, and only the key is the broker's.
+type Volume struct {
+	Name       string `json:"name"`                 // a DNS label
+	Disk       string `json:"disk"`                 // serial number of a virtio disk
+	Key        string `json:"key,omitempty"`        // "kbs:///repository/type/tag"; empty: random, and what the disk held is gone
+	Integrity  bool   `json:"integrity,omitempty"`  // a changed or moved sector is an error
+	Filesystem string `json:"filesystem,omitempty"` // FilesystemExt4 (also when empty)
+	Format     bool   `json:"format,omitempty"`     // with a Key: a disk that begins with zeros is made anew; else that is an error
+}
+
+// FilesystemExt4 is the only value of Volume.Filesystem.
+const FilesystemExt4 = "ext4"
 
 // Network is how the guest's one network interface is set up.
 type Network struct {
