@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -36,7 +37,35 @@ func (r *Report) check() error {
 			return fmt.Errorf("services[%d]: process %d is %q, want %s", i, s.PID, s.State, strings.Join(states, ", "))
 		}
 	}
+	if err := r.checkAttested(); err != nil {
+		return err
+	}
 	return r.checkWorkloads()
+}
+
+// maxBrokers bounds those of a guest.
+const maxBrokers = 64
+
+func (r *Report) checkAttested() error {
+	if r.Memory < 0 {
+		return fmt.Errorf("memory: %d KiB", r.Memory)
+	}
+	a := r.Attestation
+	if a == nil {
+		return nil
+	}
+	if !slices.Contains(TEEs, a.TEE) {
+		return fmt.Errorf("attestation: tee %.40q: want one of %s", a.TEE, strings.Join(TEEs, ", "))
+	}
+	if len(a.Brokers) > maxBrokers {
+		return fmt.Errorf("attestation: %d brokers, want at most %d", len(a.Brokers), maxBrokers)
+	}
+	for i, b := range a.Brokers {
+		if _, _, err := net.SplitHostPort(b); err != nil || len(b) > 300 {
+			return fmt.Errorf("attestation: brokers[%d]: %.300q: want host:port", i, b)
+		}
+	}
+	return nil
 }
 
 // maxAddresses bounds the addresses of the guest's network.

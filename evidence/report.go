@@ -56,6 +56,15 @@ type Report struct {
 	Addresses   []string   `json:"addresses,omitempty"`    // of the guest's network, CIDR
 	Workloads   []Workload `json:"workloads,omitempty"`    // in start order
 	WorkloadLog []byte     `json:"workload_log,omitempty"` // by what events workloads were measured: a TCG2 log of the guest's own
+
+	Attestation *Attested `json:"attestation,omitempty"` // nil: nothing attests the guest
+	Memory      int64     `json:"memory,omitempty"`      // KiB that the agent holds at the end of the boot: VmRSS
+}
+
+// Attested says by what a guest can be attested, and whom it asks for secrets.
+type Attested struct {
+	TEE     string   `json:"tee"`               // of TEEs
+	Brokers []string `json:"brokers,omitempty"` // "host:port", the first asked first
 }
 
 // What the root file system of a guest can be.

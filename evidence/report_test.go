@@ -25,6 +25,9 @@ func sample() *Report {
 		Extends:  []Extend{{PCR: 11, What: "enter-initrd", Digests: map[string]string{"sha256": one}}},
 		Services: []Service{{Name: "echo", PID: 77, State: Running}},
 		Stages:   []Stage{{Name: "kernel", MS: 900}, {Name: "ready", MS: 1200}},
+
+		Attestation: &Attested{TEE: TEETPM, Brokers: []string{"kbs.example.com:8443"}},
+		Memory:      20 << 10,
 	}
 }
 
@@ -123,6 +126,10 @@ func TestParseRefuses(t *testing.T) {
 		{"extend of a bad register", "extends[0]: sha256: PCR 99", func(r *Report) { r.Extends[0].PCR = 99 }},
 		{"extend with a short digest", "extends[0]: sha256", func(r *Report) { r.Extends[0].Digests["sha256"] = "00" }},
 		{"unknown state", "services[0]", func(r *Report) { r.Services[0].State = "happy" }},
+		{"unknown TEE", `attestation: tee "sgx"`, func(r *Report) { r.Attestation.TEE = "sgx" }},
+		{"broker that is none", "attestation: brokers[0]", func(r *Report) { r.Attestation.Brokers[0] = "kbs.example.com" }},
+		{"many brokers", "attestation: 65 brokers", func(r *Report) { r.Attestation.Brokers = make([]string, 65) }},
+		{"negative memory", "memory: -1 KiB", func(r *Report) { r.Memory = -1 }},
 		{"negative process", "services[0]", func(r *Report) { r.Services[0].PID = -1 }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

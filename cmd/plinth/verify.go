@@ -35,19 +35,29 @@ Each check is printed with what was found and what was wanted. One that could no
 be made is "not checked", with the reason. The evidence is refused, with exit code
 7, when a check failed, and when chain, signature, debugging, launch digest, or
 MRTD, RTMR 1 and RTMR 2 could not be checked. A report or quote without
---report-data may be an old one.`
+--report-data may be an old one.
+
+With --evidence, checks what a broker is shown, JSON: the evidence of a TPM, an SNP
+guest, a trust domain or a guest of Azure, alone or in a whole attestation with the
+nonce, key and initdata that it is bound to. Of a TPM, the quote has to be signed by
+--ak, the event log has to lead to each register, and each register has to be as
+--against predicts it: PCR 11 in any boot phase, PCR 14 with all workloads or
+none, PCR 8 with the initdata of --initdata or of the image's profile. What came
+with the evidence is the host's and counts for nothing. A register that differs is
+named with the event.`
 
 const verifyExample = `  plinth verify out/vtpm --rebuild
   plinth verify --report report.bin --certs vcek.pem --against out/snp --report-data "$NONCE"
   plinth verify --report report.bin --certs /etc/snp --against measurements.json --policy 0x30000 --min-tcb snp=24,microcode=219
-  plinth verify --quote quote.bin --against out/tdx --tcb-info tcb.json --qe-identity qe.json --certs tcb-signing.pem --json`
+  plinth verify --quote quote.bin --against out/tdx --tcb-info tcb.json --qe-identity qe.json --certs tcb-signing.pem --json
+  plinth verify --evidence attestation.json --against out/vtpm --ak ak.pem --nonce "$NONCE" --initdata initdata.toml`
 
 func newVerify(c *common) *cobra.Command {
 	var rebuild bool
 	f := &evidenceFlags{}
 	cmd := &cobra.Command{
-		Use:     "verify DIR | --report FILE --against MEASUREMENTS | --quote FILE --against MEASUREMENTS",
-		Short:   "Check an image directory, or a report or quote of a guest, offline",
+		Use:     "verify DIR | --report FILE --against MEASUREMENTS | --quote FILE --against MEASUREMENTS | --evidence FILE --against MEASUREMENTS",
+		Short:   "Check an image directory, or a report, quote or other evidence of a guest, offline",
 		Long:    verifyLong,
 		Example: verifyExample,
 		Args:    f.check,

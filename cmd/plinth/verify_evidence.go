@@ -20,14 +20,14 @@ import (
 	"github.com/plinth-os/plinth/measure"
 )
 
-// evidenceFlags are those of "verify --report" and "verify --quote".
+// evidenceFlags are those of "verify --report", "--quote" and "--evidence".
 type evidenceFlags struct {
-	report, quote, against string
-	now                    string
-	certs, crls            []string
-	root                   string
-	reportData             string
-	allowDebug             bool
+	report, quote, evidence, against string
+	now                              string
+	certs, crls                      []string
+	root                             string
+	reportData                       string
+	allowDebug                       bool
 
 	product, policy, hostData, minTCB            string
 	vmpl, minGuestSVN                            string
@@ -38,12 +38,18 @@ type evidenceFlags struct {
 	acceptTCB                                               []string
 	minTEETCB                                               string
 	attributes, xfam, configID, owner, ownerConfig, service string
+
+	aks                          []string
+	pcrs                         []int
+	nonce, initdata, measurement string
+
+	given []string // names of flags that are for one platform alone
 }
 
 // maxEvidence bounds a file of evidence or of what vouches for it, in bytes.
 const maxEvidence = 1 << 20
 
-// add defines the flags in three groups, by the evidence that they are for.
+// add defines the flags in groups, by the evidence that they are for.
 func (f *evidenceFlags) add(cmd *cobra.Command) {
 	both := pflag.NewFlagSet("both", pflag.ContinueOnError)
 	both.StringVar(&f.against, "against", "", "measurements.json, or a directory with one: what is expected")
@@ -79,13 +85,21 @@ func (f *evidenceFlags) add(cmd *cobra.Command) {
 	tdx.StringVar(&f.ownerConfig, "mr-owner-config", "", "MROWNERCONFIG, hex (default: that of --against)")
 	tdx.StringVar(&f.service, "mr-service-td", "", "MRSERVICETD, hex (default: zeros, no service TD)")
 
+	guest := pflag.NewFlagSet(kindEvidence, pflag.ContinueOnError)
+	guest.IntSliceVar(&f.pcrs, "pcrs", nil, "registers of a TPM that have to be as predicted, 4,9,11 (default: all that are predicted)")
+	guest.StringArrayVar(&f.aks, "ak", nil, "attestation key of a TPM that is trusted: public key or certificate, PEM, DER, or base64 as evidence has it; repeatable")
+	guest.StringVar(&f.nonce, "nonce", "", "nonce that a whole attestation has to answer, as the broker gave it")
+	guest.StringVar(&f.initdata, "initdata", "", "initdata that the guest has to have: the document, its annotation or disk")
+	guest.StringVar(&f.measurement, "measurement", "", "launch digest or MRTD of Azure's paravisor, hex")
+
 	fl := cmd.Flags()
 	fl.StringVar(&f.report, "report", "", "check this SNP attestation report: bytes, hex or base64")
 	fl.StringVar(&f.quote, "quote", "", "check this TDX quote: bytes, hex or base64")
+	fl.StringVar(&f.evidence, kindEvidence, "", "check this evidence, JSON as a broker is shown it: that of a TEE, or a whole attestation")
 	for _, set := range []struct {
 		*pflag.FlagSet
 		kind, prefix string
-	}{{both, "both", "evidence: "}, {snp, "report", "report: "}, {tdx, "quote", "quote: "}} {
+	}{{both, "both", "evidence: "}, {snp, kindReport, "report: "}, {tdx, kindQuote, "quote: "}, {guest, kindEvidence, "evidence: "}} {
 		set.VisitAll(func(x *pflag.Flag) {
 			x.Annotations = map[string][]string{forEvidence: {set.kind}}
 			x.Usage = set.prefix + x.Usage
@@ -94,28 +108,49 @@ func (f *evidenceFlags) add(cmd *cobra.Command) {
 	}
 }
 
-// forEvidence annotates a flag with the evidence that it is for: both, report or
-// quote.
+// forEvidence annotates a flag with the evidence that it is for: both, or one of the
+// kinds.
 const forEvidence = "evidence"
 
-// check refuses combinations of flags and arguments that make no sense.
-func (f *evidenceFlags) check(cmd *cobra.Command, args []string) (err error) {
-	kind := map[bool]string{true: "report"}[f.report != ""]
-	if f.quote != "" {
-		kind += "quote"
+// Kinds of evidence, by the flag that names the file. That of a TEE is one of the others
+// in another form, or of a TPM.
+const (
+	kindReport   = "report"
+	kindQuote    = "quote"
+	kindEvidence = "evidence"
+)
+
+// kind tells which of them is given; "" for none.
+func (f *evidenceFlags) kind() (kind string, err error) {
+	for _, x := range []struct{ kind, path string }{{kindReport, f.report}, {kindQuote, f.quote}, {kindEvidence, f.evidence}} {
+		switch {
+		case x.path == "":
+		case kind != "":
+			return "", usagef("--%s and --%s exclude each other", kind, x.kind)
+		default:
+			kind = x.kind
+		}
 	}
-	if kind == "reportquote" {
-		return usagef("--report and --quote exclude each other")
+	return kind, nil
+}
+
+// check refuses combinations of flags and arguments that make no sense.
+func (f *evidenceFlags) check(cmd *cobra.Command, args []string) error {
+	kind, err := f.kind()
+	if err != nil {
+		return err
 	}
 	cmd.Flags().Visit(func(x *pflag.Flag) {
 		of := x.Annotations[forEvidence]
 		switch {
-		case err != nil || x.Name == "report" || x.Name == "quote" || cmd.InheritedFlags().Lookup(x.Name) != nil:
+		case err != nil || x.Name == kindReport || x.Name == kindQuote || x.Name == kindEvidence || cmd.InheritedFlags().Lookup(x.Name) != nil:
 		case kind == "" && of != nil:
-			err = usagef("--%s does not apply: give --report or --quote", x.Name)
-		case kind != "" && of == nil:
-			err = usagef("--%s does not apply to --%s", x.Name, kind)
-		case kind != "" && of[0] != "both" && of[0] != kind:
+			err = usagef("--%s does not apply: give --report, --quote or --evidence", x.Name)
+		case kind == kindEvidence && of != nil:
+			if of[0] == kindReport || of[0] == kindQuote {
+				f.given = append(f.given, of[0]+" "+x.Name) // whether it applies, the file says
+			}
+		case kind != "" && (of == nil || of[0] != "both" && of[0] != kind):
 			err = usagef("--%s does not apply to --%s", x.Name, kind)
 		}
 	})
@@ -134,6 +169,9 @@ func (f *evidenceFlags) check(cmd *cobra.Command, args []string) (err error) {
 
 // verifyEvidence checks a report or a quote and prints each check.
 func (c *common) verifyEvidence(f *evidenceFlags) error {
+	if f.evidence != "" {
+		return c.verifyShown(f)
+	}
 	m, dir, err := f.expected()
 	if err != nil {
 		return err
@@ -186,15 +224,17 @@ func (e *evidenceError) Error() string {
 func (e *evidenceError) Hint() string { return e.hint }
 
 // readBounded reads a file of at most maxEvidence bytes.
-func readBounded(path string) ([]byte, error) {
+func readBounded(path string) ([]byte, error) { return readAtMost(path, maxEvidence) }
+
+func readAtMost(path string, max int64) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	b, err := io.ReadAll(io.LimitReader(file, maxEvidence+1))
-	if err == nil && len(b) > maxEvidence {
-		err = mismatchError{fmt.Errorf("%s: more than %d bytes", path, maxEvidence)}
+	b, err := io.ReadAll(io.LimitReader(file, max+1))
+	if err == nil && int64(len(b)) > max {
+		err = mismatchError{fmt.Errorf("%s: more than %d bytes", path, max)}
 	}
 	return b, err
 }
@@ -338,8 +378,10 @@ func (f *evidenceFlags) snpOptions(m *measure.Measurements) (*verify.SNPOptions,
 		return nil, err
 	}
 	o := &verify.SNPOptions{Certs: v.certs, Roots: v.roots, CRLs: v.crls, Product: f.product, AllowDebug: f.allowDebug}
-	if err := expectSNP(o, m); err != nil {
-		return nil, err
+	if m != nil { // else the document is of the vTPM
+		if err := expectSNP(o, m); err != nil {
+			return nil, err
+		}
 	}
 	if f.product != "" && !slices.Contains(verify.Lines, f.product) {
 		return nil, usagef("--product is %q: want %s", f.product, strings.Join(verify.Lines, ", "))
@@ -418,8 +460,10 @@ func (f *evidenceFlags) tdxOptions(m *measure.Measurements) (*verify.TDXOptions,
 		return nil, err
 	}
 	o := &verify.TDXOptions{Certs: v.certs, Roots: v.roots, CRLs: v.crls, AllowDebug: f.allowDebug, AcceptTCB: f.acceptTCB}
-	if err := expectTDX(o, m); err != nil {
-		return nil, err
+	if m != nil { // else the document is of the vTPM
+		if err := expectTDX(o, m); err != nil {
+			return nil, err
+		}
 	}
 	for _, x := range []struct {
 		path string

@@ -169,6 +169,8 @@ func (f *evidenceFlags) hint(r *verify.Result, m *measure.Measurements, dir stri
 		switch {
 		case x.Name == "certificate chain" && x.Verdict == verify.NotChecked:
 			return "give the certificate with --certs; the host has it, and AMD for a VCEK"
+		case x.Name == "attestation key trusted" && x.Verdict == verify.NotChecked:
+			return "give the attestation key of the machine's TPM with --ak, or its certificate's root with --root"
 		case x.Name == "measurement" && x.Verdict == verify.Failed:
 			return f.launchHint(x.Got, m, dir)
 		case (x.Name == "MRTD" || strings.HasPrefix(x.Name, "RTMR")) && x.Verdict == verify.Failed:
