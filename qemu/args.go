@@ -21,7 +21,8 @@ type Machine struct {
 	Kernel     string   // bzImage or UKI that the firmware loads by fw_cfg; "": none
 	Initrd     string   // for Kernel; "": none
 	Append     string   // command line for Kernel
-	TPM        bool     // a TPM 2.0, fresh in each run
+	TPM        bool     // a TPM 2.0, fresh in each run but for TPMState
+	TPMState   string   // directory where the TPM keeps its seeds, and so its keys, from run to run; made when it is not there; "": it keeps nothing
 	TPMDevice  string   // its interface; "" is tpm-tis, or tpm-crb
 	ReportPort string   // name of the virtio-serial port that VM.Report reads; "": none
 	Network    *Network // nil: none

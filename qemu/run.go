@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type run struct {
 	limits limits
 
 	dir         *runDir
+	tpmState    *os.File // lock of Machine.TPMState; nil without one
 	swtpm, qemu *child
 	qmp         *monitor
 
@@ -115,8 +117,12 @@ func (r *run) startQEMU(ctx context.Context, t tools, m Machine, o Options) erro
 	}
 	sockets := Sockets{QMP: 3, Console: 4, Report: 5, TPM: 6}
 	if m.TPM {
+		dir, err := r.tpmDir(m.TPMState)
+		if err != nil {
+			return err
+		}
 		var control *os.File
-		if r.swtpm, control, err = startTPM(ctx, t.swtpm, r.dir.file("tpm"), r.limits.tpm); err != nil {
+		if r.swtpm, control, err = startTPM(ctx, t.swtpm, dir, r.limits.tpm); err != nil {
 			return err
 		}
 		p.inherited = append(p.inherited, control)
@@ -132,6 +138,28 @@ func (r *run) startQEMU(ctx context.Context, t tools, m Machine, o Options) erro
 	go r.readConsole(o)
 	go r.watch()
 	return nil
+}
+
+// tpmDir is where the TPM of this run keeps its state: in state, which is this run's
+// until it ends, or in the run's own directory.
+func (r *run) tpmDir(state string) (string, error) {
+	if state == "" {
+		return r.dir.file("tpm"), nil
+	}
+	dir, err := filepath.Abs(state)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		r.tpmState, err = lockDir(dir, syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return "", fmt.Errorf("qemu: TPM state %s: another machine runs with it", state)
+	}
+	if err != nil {
+		return "", fmt.Errorf("qemu: TPM state: %w", err)
+	}
+	return dir, nil
 }
 
 // plugs are the sockets between a child and this process.
@@ -333,6 +361,9 @@ func (r *run) close() error {
 	}
 	if r.swtpm != nil {
 		r.swtpm.kill()
+	}
+	if r.tpmState != nil {
+		r.tpmState.Close() // a read-only descriptor
 	}
 	if r.dir == nil {
 		return nil

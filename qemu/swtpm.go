@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"syscall"
@@ -26,11 +28,11 @@ var banks = []uint16{0x0004, 0x000b, 0x000c} // sha1, sha256, sha384
 
 const algSHA512 = 0x000d
 
-// startTPM starts swtpm on a fresh state in dir, an absolute path, and
-// allocates its banks. control is the end of the control channel that QEMU
-// inherits. The process ends with kill alone.
+// startTPM starts swtpm on the state in dir, an absolute path, or on a fresh one
+// there, and allocates its banks. control is the end of the control channel that
+// QEMU inherits. The process ends with kill alone.
 func startTPM(ctx context.Context, binary, dir string, wait time.Duration) (c *child, control *os.File, err error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, nil, err
 	}
 	conn, theirs, err := socketpair()

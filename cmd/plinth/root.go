@@ -50,7 +50,7 @@ func newRoot(e *env) *cobra.Command {
 		SilenceUsage:  true,
 	},
 		newBuild(c), newPlan(c), newLock(c), newMeasure(c), newBoot(c), newInspect(c), newDiff(c),
-		newVerify(c), newVerity(c), newLint(c), newExport(c), newSBOM(c), newOCIImage(c), newKeys(), newInitdata(c), newRefvalues(c), newDoctor(c), newInit(c), newSchema(c), newMan(c), newVersion(c),
+		newVerify(c), newVerity(c), newLint(c), newExport(c), newSBOM(c), newOCIImage(c), newKeys(), newInitdata(c), newSecret(c), newRefvalues(c), newDoctor(c), newInit(c), newSchema(c), newMan(c), newVersion(c),
 	)
 	f := root.PersistentFlags()
 	f.StringVar(&c.cache, "cache-dir", "", "directory of the store (PLINTH_CACHE; default: plinth in the user's cache directory)")

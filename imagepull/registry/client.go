@@ -49,6 +49,7 @@ type Client struct {
 	http   [2]*http.Client // by insecure
 	tokens sync.Map        // by endpoint
 	wrong  sync.Map        // blobs with other bytes, by wrong
+	gone   sync.Map        // hosts that nobody answered for: a dead mirror is waited for once, not for each blob
 }
 
 // A StatusError is a registry's refusal.
@@ -157,6 +158,9 @@ func (c *Client) get(ctx context.Context, s Source, path string, header http.Hea
 	e := newEndpoint(s)
 	for try := 1; ; try++ {
 		resp, err := c.ask(ctx, s.Ref, e, path, header)
+		if err == nil || isStatus(err) {
+			c.gone.Delete(e.host)
+		}
 		if err == nil || ctx.Err() != nil {
 			return resp, err
 		}
@@ -166,7 +170,13 @@ func (c *Client) get(ctx context.Context, s Source, path string, header http.Hea
 			try--
 			continue
 		}
-		if try >= c.tries() || !again(err) {
+		if _, gone := c.gone.Load(e.host); gone || !again(err) {
+			return nil, err
+		}
+		if try >= c.tries() {
+			if !isStatus(err) {
+				c.gone.Store(e.host, true)
+			}
 			return nil, err
 		}
 		c.logf("%v; trying again", err)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -455,6 +456,60 @@ func TestMirrors(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		r.Close()
+	}
+}
+
+// A mirror that is not there is waited for once.
+func TestDeadMirror(t *testing.T) {
+	s := newSite(t, random(t, 10_000))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := s.client()
+	waits := 0
+	c.Log = func(string, ...any) { waits++ }
+	if c.Config, err = ParseConfig(fmt.Appendf(nil, "[[registry]]\nprefix=\"registry.example.com\"\nlocation=%q\n[[registry.mirror]]\nlocation=%q\n",
+		strings.TrimPrefix(s.URL, "https://"), l.Addr())); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := reference.ParseNormalizedNamed("registry.example.com/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := c.Manifest(t.Context(), ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := c.tries() - 1; waits != want {
+		t.Errorf("waited %d times, want %d", waits, want)
+	}
+}
+
+// Whoever answers is there again, whatever he says.
+func TestMirrorComesBack(t *testing.T) {
+	s := newSite(t, random(t, 10_000))
+	c := s.client()
+	ref := s.ref(t, ":1")
+	c.gone.Store(reference.Domain(ref), true)
+	var n atomic.Int32
+	s.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		switch n.Add(1) {
+		case 1:
+			http.Error(w, "", http.StatusServiceUnavailable)
+		case 2:
+			panic(http.ErrAbortHandler)
+		default:
+			return false
+		}
+		return true
+	}
+	if _, err := c.Manifest(t.Context(), ref); err != nil || n.Load() != 3 {
+		t.Errorf("%v after %d requests", err, n.Load())
 	}
 }
 

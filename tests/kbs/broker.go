@@ -1,11 +1,18 @@
 // Package kbs is a small key broker for tests: what Trustee's KBS, its attestation
-// service and RVPS do with reference values, written from their sources and
-// documents at 78962cd and sharing no code with what it tests. It keeps values in
-// memory, checks admin tokens, and refuses what they refuse.
+// service and RVPS do with reference values, evidence and resources, written from
+// their sources and documents at 78962cd and sharing no code with what it tests.
+// It keeps values in memory, checks admin tokens, and refuses what they refuse.
+//
+// Of evidence it takes a TPM's, and checks more of it than Trustee: the event log
+// must replay to every register, and the registers are compared where Trustee
+// leaves that to policies. Quotes are verified by go-tpm-tools, logs by go-eventlog:
+// the parts of go-tpm-tools' server.VerifyAttestation, with which no check could be
+// switched off alone. What that one says of the same evidence is in internal/oracle.
 package kbs
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -13,24 +20,49 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 )
 
-// A Broker answers the admin API. The zero value takes requests from anybody, as
-// KBS does in the mode InsecureAllowAll.
+// A Broker answers the admin API and, by the protocol RCAR, guests. The zero value
+// takes requests from anybody, as KBS does in the mode InsecureAllowAll, and has
+// nothing to give. Once it serves, its fields are changed within Change alone.
 type Broker struct {
-	Admin *Admin // who may ask; nil: everybody
+	Admin *Admin // who may administer; nil: everybody
 
-	// Documented makes it answer as kbs/docs/kbs.yaml has it: 404 for a value that
-	// is not there, 400 for one of a wrong form. KBS itself says 401 for both.
+	// Documented makes it answer as kbs/docs/kbs.yaml has it: 404 for a value or
+	// resource that is not there, 400 for a value of a wrong form, 403 where a policy
+	// forbids. KBS itself says 401 for all of them.
 	Documented bool
 
-	mu       sync.Mutex
-	values   map[string]any
-	requests []Recorded
+	Resources map[string]Resource // by "repository/type/tag"
+
+	// Off has the checks of evidence that are not made: CheckSignature and so on, and
+	// "pcr0" to "pcr23" for the reference values of a register.
+	Off map[string]bool
+
+	Sample   bool                             // takes the evidence of the sample TEE and device, which proves nothing
+	Hash     string                           // "sha256", ...: what the challenge selects; "": it selects nothing, which is sha384
+	Lifetime time.Duration                    // of tokens and sessions; 0: 5 minutes
+	Now      func() time.Time                 // nil: time.Now
+	Log      func(format string, args ...any) // a line for every request; nil: nobody
+
+	// Faults are what goes wrong, by step: StepAuth, StepAttest, StepResource.
+	Faults map[string]Fault
+	// Tamper changes a request on its way, as a host could that ended the guest's TLS.
+	Tamper func(step string, body []byte) []byte
+
+	mu           sync.Mutex
+	values       map[string]any
+	requests     []Recorded
+	attestations []json.RawMessage
+	sessions     map[string]*session // by ID
+	appraisals   map[string]*appraisal
+	accepted     map[int][][]event // by register: the events of evidence that was accepted
+	tokenKey     *ecdsa.PrivateKey
 }
 
 // Recorded is a request as it came in.
@@ -75,6 +107,13 @@ func (b *Broker) put(values map[string]any) {
 	maps.Copy(b.values, values)
 }
 
+// Change calls f, which may change the fields of b, between two requests.
+func (b *Broker) Change(f func(b *Broker)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(b)
+}
+
 // ServeHTTP is the API: kbs/src/api_server.rs.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
@@ -82,9 +121,45 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusRequestEntityTooLarge)
 		return
 	}
+	answer := httptest.NewRecorder()
+	fault := b.serve(answer, r, body)
+	fault.send(w, r, answer.Result())
+}
+
+// serve answers one request after the other, and says what is to go wrong with the
+// answer.
+func (b *Broker) serve(w *httptest.ResponseRecorder, r *http.Request, body []byte) Fault {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.requests = append(b.requests, Recorded{r.Method, r.URL.EscapedPath(), r.Header.Get("Content-Type"), r.Header.Get("Authorization"), body})
+	step := stepOf(r)
+	if step == "" {
+		b.administer(w, r, body)
+		return ""
+	}
+	if b.Tamper != nil {
+		body = b.Tamper(step, body)
+	}
+	switch step {
+	case StepAuth:
+		b.auth(w, body)
+	case StepAttest:
+		b.attest(w, r, body)
+	case StepResource:
+		b.resource(w, r)
+	}
+	if b.Log != nil {
+		detail := ""
+		if w.Code != http.StatusOK {
+			detail = ": " + w.Body.String()
+		}
+		b.Log("%s %s: %d%s", r.Method, r.URL.EscapedPath(), w.Code, detail)
+	}
+	return b.Faults[step]
+}
+
+// administer is the API of operators.
+func (b *Broker) administer(w http.ResponseWriter, r *http.Request, body []byte) {
 	name, isValue := strings.CutPrefix(r.URL.Path, valuePath)
 	switch {
 	case !isValue || name != "" && name[0] != '/':

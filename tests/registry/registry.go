@@ -111,8 +111,11 @@ func (s *Server) Host() string { return "127.0.0.1:" + s.Port }
 // Guest is where it is for a guest.
 func (s *Server) Guest() string { return GuestHost + ":" + s.Port }
 
-// AuthFile is an auth.json with the password, for both names.
+// AuthFile is an auth.json with the password, if there is one, for both names.
 func (s *Server) AuthFile() []byte {
+	if s.User == "" {
+		return []byte("{}")
+	}
 	auth := map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte(s.User + ":" + s.Password))}
 	b, _ := json.Marshal(map[string]any{"auths": map[string]any{s.Host(): auth, s.Guest(): auth}}) // strings alone
 	return b
@@ -137,10 +140,11 @@ func (s *Server) CertDir() string { return filepath.Join(s.dir, "certs") }
 func (s *Server) Push(t testing.TB, source, to string) {
 	t.Helper()
 	testenv.Need(t, "skopeo")
-	args := []string{
-		"copy", "--insecure-policy", "--quiet", "--dest-cert-dir", s.CertDir(), "--dest-creds", s.User + ":" + s.Password,
-		source, "docker://" + s.Host() + "/" + to,
+	args := []string{"copy", "--insecure-policy", "--quiet", "--dest-cert-dir", s.CertDir()}
+	if s.User != "" {
+		args = append(args, "--dest-creds", s.User+":"+s.Password)
 	}
+	args = append(args, source, "docker://"+s.Host()+"/"+to)
 	if out, err := exec.CommandContext(t.Context(), testenv.Tool("skopeo"), args...).CombinedOutput(); err != nil {
 		t.Fatalf("skopeo copy %s: %v\n%s", source, err, out)
 	}
@@ -148,7 +152,7 @@ func (s *Server) Push(t testing.TB, source, to string) {
 
 func (s *Server) configure(t testing.TB) {
 	t.Helper()
-	key, cert := certificate(t)
+	key, cert := Certificate(t)
 	s.CA = cert
 	hash, err := bcrypt.GenerateFromPassword([]byte(s.Password), bcrypt.MinCost)
 	if err != nil {
@@ -196,15 +200,16 @@ func (s *Server) wait(over <-chan struct{}) error {
 	}
 }
 
-// certificate makes a key and a certificate that is its own authority.
-func certificate(t testing.TB) (key, cert []byte) {
+// Certificate makes a key and a certificate that is its own authority, for a server
+// that this machine and its guests reach.
+func Certificate(t testing.TB) (key, cert []byte) {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a registry for tests"},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "a server for tests"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.ParseIP(GuestHost)},
 		IsCA:        true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
