@@ -41,16 +41,9 @@ func Disk(ctx context.Context, device string) (*Pool, error) {
 }
 
 func disk(ctx context.Context, k kernel, device string) (b base, err error) {
-	sectors, err := provided(ctx, k, device)
-	if err != nil {
-		return b, err
-	}
-	if err := wipe(ctx, device); err != nil {
-		return b, err
-	}
 	keys := newKeys()
 	defer keys.clear()
-	integrity, err := k.createWritable(integrityName, []dm.Target{keys.integrity(device, sectors)}, checkIntegrity)
+	integrity, sectors, err := newIntegrity(ctx, k, integrityName, device, diskLayout, keys)
 	if err != nil {
 		return b, err
 	}
@@ -71,17 +64,30 @@ func disk(ctx context.Context, k kernel, device string) (b base, err error) {
 	}, nil
 }
 
-// provided asks dm-integrity how many sectors of data a disk of this size has,
-// with keys that are used for nothing else. The host can make the answer too small,
-// which leaves room unused, or too large, with which the device is then refused.
-func provided(ctx context.Context, k kernel, device string) (uint64, error) {
-	if err := wipe(ctx, device); err != nil {
-		return 0, err
+// newIntegrity makes dm-integrity of a disk, whatever is in the superblock's place.
+func newIntegrity(ctx context.Context, k kernel, name, device string, l layout, keys *keys) (d dm.Device, sectors uint64, err error) {
+	// What only is to tell the size has keys that are used for nothing else.
+	other := newKeys()
+	defer other.clear()
+	if err := wipe(ctx, device, l); err != nil {
+		return d, 0, err
 	}
-	keys := newKeys()
-	defer keys.clear()
+	if sectors, err = provided(k, name, device, l, other); err != nil {
+		return d, 0, err
+	}
+	if err := wipe(ctx, device, l); err != nil {
+		return d, 0, err
+	}
+	d, err = k.createWritable(name, []dm.Target{l.integrity(device, sectors, keys)}, l.check)
+	return d, sectors, err
+}
+
+// provided asks dm-integrity how many sectors of data a disk of this size has. The
+// host can make the answer too small, which leaves room unused, or too large, with
+// which the device is then refused.
+func provided(k kernel, name, device string, l layout, keys *keys) (uint64, error) {
 	const least = blockSize / dm.SectorSize
-	status, err := k.try(integrityName, []dm.Target{keys.integrity(device, least)})
+	status, err := k.try(name, []dm.Target{l.integrity(device, least, keys)})
 	if err != nil {
 		return 0, err
 	}
@@ -100,14 +106,14 @@ func provided(ctx context.Context, k kernel, device string) (uint64, error) {
 // wipe writes zeros over the place of the superblock, which is what dm-integrity
 // wants of a disk that it is to make one for. Linux, drivers/md/dm-integrity.c,
 // dm_integrity_ctr.
-func wipe(ctx context.Context, device string) error {
+func wipe(ctx context.Context, device string, l layout) error {
 	f, err := openDisk(ctx, device)
 	if err != nil {
 		return err
 	}
 	err = largeEnough(f)
 	if err == nil {
-		_, err = f.WriteAt(aligned(blockSize), 0)
+		_, err = f.WriteAt(aligned(blockSize), int64(l.start)*dm.SectorSize)
 	}
 	return errors.Join(err, f.Close())
 }
@@ -155,20 +161,35 @@ func (k *keys) clear() {
 	clear(k.cipher)
 }
 
-// mac is the algorithm of both MACs.
-const mac = "hmac(sha256)"
+// Both MACs, of blocks and of the superblock.
+const (
+	mac     = "hmac(sha256)"
+	tagSize = 32 // bytes
+)
 
 // integrityOptions: fix_hmac puts the superblock under journal_mac, and a random
 // salt and each block's place under internal_hash.
 var integrityOptions = []string{"block_size:" + strconv.Itoa(blockSize), "fix_hmac"}
 
-// integrity is the table of the lower device. There is no use for a journal after a
-// crash; dm-integrity keeps one of at least a section anyway.
-func (k *keys) integrity(device string, sectors uint64) dm.Target {
+// A layout is how dm-integrity uses a disk.
+type layout struct {
+	start  uint64 // of its superblock, sectors
+	mode   string
+	create []string // options that count when a superblock is made
+	pinned []string // words that the table must have then and later
+	free   []string // names of those that may be in it
+}
+
+// diskLayout: there is no use for a journal after a crash; dm-integrity keeps one of
+// at least a section anyway.
+var diskLayout = layout{mode: "D", create: []string{"journal_sectors:1024"}, free: []string{"journal_sectors", "interleave_sectors", "buffer_sectors"}}
+
+// integrity is the table of the lower device.
+func (l layout) integrity(device string, sectors uint64, k *keys) dm.Target {
 	i := dm.Integrity{
-		Device: device, TagSize: 32, Mode: "D", Sectors: sectors,
+		Device: device, Start: l.start, TagSize: tagSize, Mode: l.mode, Sectors: sectors,
 		Keyed:   []dm.Keyed{{Option: "internal_hash", Algorithm: mac, Key: k.tag}, {Option: "journal_mac", Algorithm: mac, Key: k.superblock}},
-		Options: append([]string{"journal_sectors:1024"}, integrityOptions...),
+		Options: slices.Concat(l.create, integrityOptions),
 	}
 	return i.Target()
 }
@@ -178,28 +199,27 @@ func (k *keys) crypt(device string, sectors uint64) dm.Target {
 	return c.Target()
 }
 
-// checkIntegrity looks at the table as dm-integrity holds it, before the device is
-// started. Between the zeros and the kernel's look at the disk the host can put a
-// superblock there. Its flags then show here: without fix_hmac it is under no MAC
-// and so not from this kernel and these keys; with it, the kernel has checked the
-// MAC. Linux, drivers/md/dm-integrity.c, sync_rw_sb and dm_integrity_status.
-func checkIntegrity(loaded []dm.Target) error {
+// check looks at the table as dm-integrity holds it, before the device is started.
+// The host can put a superblock on the disk, also between zeros and the kernel's look
+// at them. Its flags then show here: without fix_hmac it is under no MAC and so not
+// from this kernel and these keys; with it, the kernel has checked the MAC. Linux,
+// drivers/md/dm-integrity.c, sync_rw_sb and dm_integrity_status.
+func (l layout) check(loaded []dm.Target) error {
 	if len(loaded) != 1 || loaded[0].Type != "integrity" {
 		return fmt.Errorf("dm-integrity: table %+v: want one target", loaded)
 	}
 	f := strings.Fields(loaded[0].Params)
-	if len(f) < 5 || f[3] != "D" {
-		return fmt.Errorf("dm-integrity: table %q: want mode D", loaded[0].Params)
+	if want := []string{strconv.FormatUint(l.start, 10), strconv.Itoa(tagSize), l.mode}; len(f) < 5 || !slices.Equal(f[1:4], want) {
+		return fmt.Errorf("dm-integrity: table %q: want start, tag size and mode %q", loaded[0].Params, want)
 	}
-	missing := append([]string{dm.Keyed{Option: "internal_hash", Algorithm: mac}.Word(), dm.Keyed{Option: "journal_mac", Algorithm: mac}.Word()}, integrityOptions...)
+	missing := slices.Concat(integrityOptions, l.pinned,
+		[]string{dm.Keyed{Option: "internal_hash", Algorithm: mac}.Word(), dm.Keyed{Option: "journal_mac", Algorithm: mac}.Word()})
 	for _, o := range f[5:] {
 		if i := slices.Index(missing, o); i >= 0 {
 			missing = slices.Delete(missing, i, i+1)
 			continue
 		}
-		switch name, _, _ := strings.Cut(o, ":"); name {
-		case "journal_sectors", "interleave_sectors", "buffer_sectors": // how it is laid out
-		default:
+		if name, _, _ := strings.Cut(o, ":"); !slices.Contains(l.free, name) {
 			return fmt.Errorf("dm-integrity: the superblock is not the one that was to be written: it says %s", o)
 		}
 	}

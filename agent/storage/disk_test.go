@@ -23,7 +23,7 @@ const asLoaded = "254:0 0 32 D 7 block_size:4096 journal_sectors:792 interleave_
 	" internal_hash:hmac(sha256):<key> journal_mac:hmac(sha256):<key>"
 
 func TestCheckIntegrity(t *testing.T) {
-	check := func(params string) error { return checkIntegrity([]dm.Target{{Type: "integrity", Params: params}}) }
+	check := func(params string) error { return diskLayout.check([]dm.Target{{Type: "integrity", Params: params}}) }
 	if err := check(asLoaded); err != nil {
 		t.Error(err)
 	}
@@ -49,7 +49,7 @@ func TestCheckIntegrity(t *testing.T) {
 		}
 	}
 	for _, loaded := range [][]dm.Target{nil, {{Type: "linear", Params: asLoaded}}, {{Type: "integrity", Params: asLoaded}, {Type: "integrity", Params: asLoaded}}} {
-		if err := checkIntegrity(loaded); err == nil {
+		if err := diskLayout.check(loaded); err == nil {
 			t.Errorf("%+v is taken", loaded)
 		}
 	}

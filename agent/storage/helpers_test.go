@@ -87,6 +87,14 @@ func (k *fakeKernel) remove(name string) error {
 
 func (k *fakeKernel) open(d dm.Device) (device, error) { return k.disk, k.do("open", d.Name) }
 
+func (k *fakeKernel) openVolume(d dm.Device) (volumeDevice, error) {
+	return k.disk, k.do("open", d.Name)
+}
+
+func (k *fakeKernel) mountExt4(source, target string, flags uintptr) error {
+	return k.do("mount", fmt.Sprintf("%s %s ext4 %#x", source, target, flags))
+}
+
 func (k *fakeKernel) mount(source, target, options string) error {
 	return k.do("mount", source+" "+target+" "+options)
 }
@@ -97,6 +105,7 @@ func (k *fakeKernel) unmount(target string) error { return k.do("unmount", targe
 type memoryDevice struct {
 	b      []byte
 	err    error // of writes
+	reads  error // of reads
 	closed bool
 }
 
@@ -111,6 +120,18 @@ func (d *memoryDevice) WriteAt(b []byte, off int64) (int, error) {
 	}
 	return copy(d.b[off:], b), nil
 }
+
+func (d *memoryDevice) ReadAt(b []byte, off int64) (int, error) {
+	if d.reads != nil {
+		return 0, d.reads
+	}
+	if off%blockSize != 0 || len(b)%blockSize != 0 || off+int64(len(b)) > int64(len(d.b)) {
+		return 0, errUnaligned
+	}
+	return copy(b, d.b[off:]), nil
+}
+
+func (d *memoryDevice) Sync() error { return d.err }
 
 func (d *memoryDevice) Close() error { d.closed = true; return nil }
 

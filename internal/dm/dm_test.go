@@ -188,6 +188,8 @@ func TestOtherTables(t *testing.T) {
 		{c.Target(), 16, "crypt", "aes-xts-plain64 <key> 0 /dev/vdb 0 1 allow_discards", "aes-xts-plain64 0102 0 /dev/vdb 0 1 allow_discards"},
 		{i.Target(), 16, "integrity", "/dev/vdb 0 32 D 3 internal_hash:hmac(sha256):<key> journal_mac:hmac(sha256):<key> fix_hmac",
 			"/dev/vdb 0 32 D 3 internal_hash:hmac(sha256):03 journal_mac:hmac(sha256):040506 fix_hmac"},
+		{(&Integrity{Device: "/dev/vdb", Start: 2048, TagSize: 32, Mode: "J", Sectors: 16, Options: []string{"fix_hmac"}}).Target(), 16, "integrity",
+			"/dev/vdb 2048 32 J 1 fix_hmac", "/dev/vdb 2048 32 J 1 fix_hmac"},
 	} {
 		if x.got.Length != x.length || x.got.Type != x.kind || x.got.Params != x.params {
 			t.Errorf("%+v, want %+v", x.got, x)

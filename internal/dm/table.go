@@ -110,6 +110,7 @@ func (c *Crypt) Target() Target {
 // device-mapper/dm-integrity.rst.
 type Integrity struct {
 	Device  string
+	Start   uint64 // sectors before it that stay as they are
 	TagSize int    // bytes for each block
 	Mode    string // "D" without a journal, "J", "B", "R"
 	Sectors uint64
@@ -125,7 +126,7 @@ type Keyed struct {
 
 // Target returns the table's one line.
 func (i *Integrity) Target() Target {
-	words := []string{i.Device, "0", strconv.Itoa(i.TagSize), i.Mode, strconv.Itoa(len(i.Keyed) + len(i.Options))}
+	words := []string{i.Device, strconv.FormatUint(i.Start, 10), strconv.Itoa(i.TagSize), i.Mode, strconv.Itoa(len(i.Keyed) + len(i.Options))}
 	keys := make([][]byte, len(i.Keyed))
 	for n, k := range i.Keyed {
 		words = append(words, k.Word())

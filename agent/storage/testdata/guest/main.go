@@ -63,6 +63,10 @@ func run() error {
 		return store()
 	case strings.Contains(string(b), "plinth.test=refused"):
 		return refused()
+	case strings.Contains(string(b), "plinth.test=make-volumes"):
+		return makeVolumes()
+	case strings.Contains(string(b), "plinth.test=use-volumes"):
+		return useVolumes()
 	}
 	return fmt.Errorf("command line %q names no test", b)
 }
