@@ -14,6 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
+
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/agent/network"
@@ -29,11 +32,16 @@ type State struct {
 	Extender *Extender      // the same
 	Report   evidence.Report
 
-	console   io.Writer // for humans only: nothing of it is evidence
-	machine   machine
-	processes *supervisor
-	work      work
-	port      *os.File // kept open: closing it could drop what the host has not read
+	console     io.Writer // for humans only: nothing of it is evidence
+	machine     machine
+	wal         *wal // see journal
+	walOnce     sync.Once
+	tpm         transport.TPM // of TPM; nil without one
+	firmwareLog []byte        // nil before it was asked for; it and what follows are the journal's to lock
+	ccRecords   []byte        // of RTMR 3, TCG2
+	processes   *supervisor
+	work        work
+	port        *os.File // kept open: closing it could drop what the host has not read
 }
 
 // Run boots the guest and supervises it. It does not return: PID 1 must not

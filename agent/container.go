@@ -11,9 +11,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/plinth-os/plinth/agent/guestapi"
 	"github.com/plinth-os/plinth/agent/runner"
 	"github.com/plinth-os/plinth/evidence"
-	"github.com/plinth-os/plinth/imagepull"
 	"github.com/plinth-os/plinth/workload"
 )
 
@@ -36,7 +36,10 @@ type container struct {
 	run   *runner.Runner
 	delay time.Duration // before the first restart
 
-	printed *labelled // nil: nobody sees what it prints
+	printed *labelled          // nil: nobody sees what it prints
+	opened  *opened            // secrets of the first run, until it is made
+	api     *guestapi.REST     // nil before the first run, or without a grant
+	window  context.CancelFunc // ends what listens for the run that is now
 
 	mu    sync.Mutex
 	now   instance // nil between runs
@@ -46,33 +49,51 @@ type container struct {
 	over  chan struct{} // closed when there will be no more runs
 }
 
-func (s *State) newContainer(w workload.Admitted, im *imagepull.Pulled, r *runner.Runner) (*container, error) {
+func (s *State) newContainer(i int, r *runner.Runner) (*container, error) {
+	w, im := s.work.admit[i], s.work.images[i]
 	root, err := s.showImage(im)
 	if err != nil {
 		return nil, err
 	}
-	spec := runner.Spec{ID: w.Process.Name, Root: root, Process: w.Process, Effective: w.Effective}
+	spec := runner.Spec{ID: w.Process.Name, Root: root, Process: w.Process, Effective: w.Effective, Volumes: s.volumeDirs()}
 	if s.work.uplink != nil && w.Effective.Network == workload.NetworkNAT {
 		spec.ResolvConf = s.work.uplink.ResolvConf()
 	}
-	return &container{s: s, w: w, spec: spec, run: r, delay: cmp.Or(s.work.fleet.delay, firstDelay), state: evidence.Waiting, over: make(chan struct{})}, nil
+	o := s.work.opened[i]
+	s.work.opened[i] = nil // the container's to forget
+	return &container{s: s, w: w, spec: spec, opened: o, run: r, delay: cmp.Or(s.work.fleet.delay, firstDelay), state: evidence.Waiting, over: make(chan struct{})}, nil
 }
 
 func (c *container) create(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, createTime)
 	defer cancel()
+	o := c.opened
+	if c.opened = nil; o == nil {
+		err := c.s.settled(ctx)
+		if err == nil {
+			o, err = c.s.openSecrets(ctx, &c.w)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	spec := c.spec
+	spec.Effective, spec.Secrets = o.effective, o.files
 	if c.w.Effective.Output == workload.OutputConsole {
 		c.printed = &labelled{w: c.s.console, label: spec.ID}
 		spec.Output = c.printed
 	}
 	now, err := c.s.work.site.create(ctx, c.run, spec)
+	o.clear()
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.now, c.pid, c.addr = now, now.PID(), now.Address()
+	c.mu.Unlock()
+	if err := c.openWindow(now.PID()); err != nil {
+		return errors.Join(err, c.drop(evidence.Failed))
+	}
 	return nil
 }
 
@@ -95,6 +116,7 @@ func (c *container) drop(state string) error {
 	now := c.now
 	c.state = state
 	c.mu.Unlock()
+	c.closeWindow()
 	if now == nil {
 		return nil
 	}

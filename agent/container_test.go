@@ -27,7 +27,9 @@ func newFleet(t *testing.T, restart string, delay time.Duration) (*State, *fakeS
 	s.work.config = s.Config.Workloads
 	for _, st := range []func() error{
 		func() error { return openStorage(t.Context(), s) },
-		func() error { return pullImages(t.Context(), s) },
+		func() error { return resolveImages(t.Context(), s) },
+		func() error { return fetchImages(t.Context(), s) },
+		func() error { return getSecrets(t.Context(), s) },
 	} {
 		if err := st(); err != nil {
 			t.Fatal(err)

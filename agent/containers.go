@@ -72,7 +72,7 @@ func (s *State) makeContainers(ctx context.Context) error {
 		if s.work.fleet.ends() {
 			return errStopping
 		}
-		c, err := s.newContainer(w, s.work.images[i], r)
+		c, err := s.newContainer(i, r)
 		if err == nil {
 			err = c.create(ctx)
 		}

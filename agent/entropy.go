@@ -73,9 +73,9 @@ func (kernelPool) credit(seed []byte, bits int) error {
 	defer f.Close() // nothing was written by it
 	info := poolInfo(seed, bits)
 	defer clear(info)
-	err = ioctl(f, unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0])))
+	err = ioctl(f, unix.RNDADDENTROPY, unsafe.Pointer(&info[0]))
 	if err == nil {
-		err = ioctl(f, unix.RNDRESEEDCRNG, 0)
+		err = ioctl(f, unix.RNDRESEEDCRNG, nil)
 	}
 	return err
 }
@@ -88,8 +88,8 @@ func poolInfo(seed []byte, bits int) []byte {
 	return append(b, seed...)
 }
 
-func ioctl(f *os.File, request uint, arg uintptr) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), arg); errno != 0 {
+func ioctl(f *os.File, request uint, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(arg)); errno != 0 {
 		return os.NewSyscallError("ioctl", errno)
 	}
 	return nil

@@ -1,43 +1,39 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/plinth-os/plinth/evidence"
 	"github.com/plinth-os/plinth/workload"
 )
 
-// eventLogPath is where CoCo's programs look for the log of events.
-// guest-components, attestation-agent/src/eventlog.
-const eventLogPath = "/run/attestation-agent/eventlog"
-
 // A register is one in which workloads are measured.
 type register struct {
 	name   string // "PCR 14"
-	index  uint32 // in the log
-	hashes []crypto.Hash
-	counts bool // what it holds is evidence: not so of what can be reset, or of a TPM that nobody asks for
+	counts bool   // what it holds is evidence: not so of what can be reset, or of a TPM that nobody asks for
 	extend func(workload.Event) error
 }
 
 // eventLog is what was extended, as a TCG2 event log.
 type eventLog struct{ mu sync.Mutex }
 
+const (
+	rtmr3     = tdxMeasured + "/rtmr3:sha384"
+	rtmr3Name = "RTMR 3"
+)
+
 // eventRegisters are those that this guest has, the one that counts first: RTMR 3 of
 // a trust domain, the PCR that the configuration names, its copy.
 func (s *State) eventRegisters() (out []register) {
-	const rtmr = tdxMeasured + "/rtmr3:sha384"
-	if s.there(rtmr) {
-		out = append(out, register{"RTMR 3", workload.RTMRIndex, []crypto.Hash{crypto.SHA384}, true, func(e workload.Event) error {
-			return s.writeSetting(rtmr, string(e.Digest(crypto.SHA384)))
-		}})
+	if s.there(rtmr3) {
+		out = append(out, register{rtmr3Name, true, s.extendRTMR})
 	}
 	if s.TPM == nil || s.Config.Events == nil {
 		return out
@@ -50,12 +46,66 @@ func (s *State) eventRegisters() (out []register) {
 }
 
 func (s *State) pcr(n int, counts bool) register {
-	r := register{name: fmt.Sprintf("PCR %d", n), index: uint32(n), counts: counts}
-	for _, b := range s.TPM.Banks() {
-		r.hashes = append(r.hashes, b.Hash)
+	return register{pcrName(n), counts, func(e workload.Event) error { return s.Extender.ExtendEvent(n, e) }}
+}
+
+// hashes are those of a TPM's active banks.
+func hashes(t TPM) (out []crypto.Hash) {
+	for _, b := range t.Banks() {
+		out = append(out, b.Hash)
 	}
-	r.extend = func(e workload.Event) error { return s.Extender.ExtendEvent(n, e) }
-	return r
+	return out
+}
+
+// rtmrBank is the one that RTMRs have.
+const rtmrBank = "sha384"
+
+// extendRTMR extends RTMR 3 by an event.
+func (s *State) extendRTMR(e workload.Event) error {
+	digest := e.Digest(crypto.SHA384)
+	after := func(before values) values {
+		h := crypto.SHA384.New()
+		h.Write(before[rtmrBank])
+		h.Write(digest)
+		return values{rtmrBank: h.Sum(nil)}
+	}
+	record := e.Record(workload.RTMRIndex, crypto.SHA384)
+	next := &intent{Register: rtmr3Name, Record: record, logged: func() { s.ccRecords = append(s.ccRecords, record...) }}
+	return s.journal().extend(next, after, func() error { return s.machine.extendRTMR(s.path(rtmr3), digest) })
+}
+
+// ccLog is what a trust domain was extended by, for whoever replays its registers.
+func (s *State) ccLog() (log []byte, err error) {
+	err = s.journal().hold(func() error {
+		log = bytes.Clone(s.ccRecords)
+		return nil
+	})
+	return log, err
+}
+
+// journal makes the extends of all registers.
+func (s *State) journal() *wal {
+	s.walOnce.Do(func() { s.wal = &wal{root: s.Root, read: s.readRegister} })
+	return s.wal
+}
+
+// readRegister returns what a register of the journal holds.
+func (s *State) readRegister(name string) (values, error) {
+	if name == rtmr3Name {
+		b, err := s.readFile(rtmr3, int64(crypto.SHA384.Size()))
+		if err == nil && len(b) != crypto.SHA384.Size() {
+			err = fmt.Errorf("%d bytes, want %d", len(b), crypto.SHA384.Size())
+		}
+		return values{rtmrBank: b}, err
+	}
+	var n int
+	if _, err := fmt.Sscanf(name, "PCR %d", &n); err != nil {
+		return nil, fmt.Errorf("register %.20q: %w", name, err)
+	}
+	if s.TPM == nil {
+		return nil, errNoTPM
+	}
+	return s.TPM.ReadRegister(n)
 }
 
 // measured tells whether evidence of this guest shows what is measured after launch.
@@ -68,36 +118,42 @@ func (s *State) measured() bool {
 	return false
 }
 
-// measure extends every register by an event, once each. The log has it before: see
-// Extender.
+// errLogFull is what a container is told that has measured too much.
+var errLogFull = errors.New("the log of events is full")
+
+// measure extends every register by an event, once each. What follows a register that
+// could not be extended is not measured either: see wal.
 func (s *State) measure(e workload.Event) error {
 	s.work.log.mu.Lock()
 	defer s.work.log.mu.Unlock()
+	if err := s.logHasRoom(e); err != nil {
+		return err
+	}
 	for _, r := range s.work.registers {
-		err := s.appendEvent(e.Record(r.index, r.hashes...))
-		if err == nil {
-			err = r.extend(e)
-		}
-		if err != nil {
+		if err := r.extend(e); err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 	}
 	return nil
 }
 
-// appendEvent adds a record to the log. It is the agent's own file in memory: nothing
-// is lost in it that the guest outlives.
-func (s *State) appendEvent(record []byte) error {
-	name := s.path(eventLogPath)
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
+// maxRecord is what a record has besides the event: four digests of at most 64 bytes.
+const maxRecord = 512
+
+// logHasRoom bounds the log before anything is extended: what came of an event in one
+// register must come in all.
+func (s *State) logHasRoom(e workload.Event) error {
+	fi, err := os.Stat(s.path(eventLogPath))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(record)
-	return errors.Join(err, f.Close())
+	if need := int64(len(s.work.registers) * (len(e.Text()) + maxRecord)); fi.Size()+need > evidence.MaxWorkloadLog {
+		return errLogFull
+	}
+	return nil
 }
 
 // readWorkloadLog returns the log, nil where nothing was measured.
@@ -110,7 +166,7 @@ func (s *State) readWorkloadLog() ([]byte, error) {
 }
 
 // measureWorkloads extends all events of the configuration, in its order, before
-// anything of it runs.
+// anything of it runs, and before a key for any of it is asked for.
 func measureWorkloads(_ context.Context, s *State) error {
 	events, err := s.work.config.Events(s.work.admit)
 	if err != nil {

@@ -1,11 +1,11 @@
 package agent
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 
 	"github.com/plinth-os/plinth/evidence"
 	"github.com/plinth-os/plinth/workload"
@@ -15,16 +15,21 @@ import (
 // systemd-pcrphase.service(8): "a string into PCR 11".
 const phasePCR = 11
 
-// An Extender makes the run-time measurements, all of them. It is safe for
+// An Extender makes the run-time measurements in a TPM, all of them. It is safe for
 // concurrent use.
 type Extender struct {
-	mu   sync.Mutex
-	tpm  TPM
+	tpm TPM
+	wal *wal // of all registers, those of the platform, too
+
+	// Under wal.mu.
 	done []evidence.Extend
+	log  []byte // done as TCG2 records, for whoever replays the registers
 }
 
-// NewExtender returns an Extender of t's active banks.
-func NewExtender(t TPM) *Extender { return &Extender{tpm: t} }
+func newExtender(t TPM, w *wal) *Extender { return &Extender{tpm: t, wal: w} }
+
+// eventIPL is EV_IPL: TCG PC Client Platform Firmware Profile 1.06, table 27.
+const eventIPL = 0xd
 
 // Extend extends register pcr of every active bank with the digest of word,
 // without a NUL at its end.
@@ -35,16 +40,18 @@ func (e *Extender) Extend(pcr int, word string) error {
 		h.Write([]byte(word))
 		digests[b] = h.Sum(nil)
 	}
-	return e.extend(pcr, word, digests)
+	return e.extend(pcr, word, digests, e.record(pcr, digests, word), nil)
 }
 
-// ExtendEvent extends register pcr of every active bank with the digest of an event.
+// ExtendEvent extends register pcr of every active bank with the digest of an event,
+// which the log of events has, too.
 func (e *Extender) ExtendEvent(pcr int, event workload.Event) error {
 	digests := map[Bank][]byte{}
 	for _, b := range e.tpm.Banks() {
 		digests[b] = event.Digest(b.Hash)
 	}
-	return e.extend(pcr, event.Text(), digests)
+	record := event.Record(uint32(pcr), hashes(e.tpm)...)
+	return e.extend(pcr, event.Text(), digests, record, record)
 }
 
 var errNoSHA256 = errors.New("bank sha256 is not active")
@@ -57,29 +64,62 @@ func (e *Extender) ExtendSHA256(pcr int, what string, digest []byte) error {
 	if i < 0 {
 		return fmt.Errorf("PCR %d with %q: %w", pcr, what, errNoSHA256)
 	}
-	return e.extend(pcr, what, map[Bank][]byte{banks[i]: digest})
+	digests := map[Bank][]byte{banks[i]: digest}
+	return e.extend(pcr, what, digests, e.record(pcr, digests, what), nil)
 }
 
-// extend records what it does before it does it: a record without an extend is a
-// register that does not match, an extend without a record would be a value that
-// nobody can explain.
-func (e *Extender) extend(pcr int, what string, digests map[Bank][]byte) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	record := evidence.Extend{PCR: pcr, What: what, Digests: map[string]string{}}
-	for b, d := range digests {
-		record.Digests[b.Name] = hex.EncodeToString(d)
+// record is TCG_PCR_EVENT2 of a word: TCG PC Client Platform Firmware Profile 1.06,
+// section 10.2.2.
+func (e *Extender) record(pcr int, digests map[Bank][]byte, word string) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, uint32(pcr))
+	b = binary.LittleEndian.AppendUint32(b, eventIPL)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(digests)))
+	for _, bank := range e.tpm.Banks() {
+		if d, ok := digests[bank]; ok {
+			b = append(binary.LittleEndian.AppendUint16(b, uint16(bank.Alg)), d...)
+		}
 	}
-	e.done = append(e.done, record)
-	if err := e.tpm.Extend(pcr, digests); err != nil {
+	return append(binary.LittleEndian.AppendUint32(b, uint32(len(word))), word...)
+}
+
+// extend makes one. event is what the log of events has of it.
+func (e *Extender) extend(pcr int, what string, digests map[Bank][]byte, record, event []byte) error {
+	done := evidence.Extend{PCR: pcr, What: what, Digests: map[string]string{}}
+	for b, d := range digests {
+		done.Digests[b.Name] = hex.EncodeToString(d)
+	}
+	next := &intent{Register: pcrName(pcr), Record: event, logged: func() {
+		e.done = append(e.done, done)
+		e.log = append(e.log, record...)
+	}}
+	after := func(before values) values { return e.fold(before, digests) }
+	err := e.wal.extend(next, after, func() error { return e.tpm.Extend(pcr, digests) })
+	if err != nil {
 		return fmt.Errorf("PCR %d with %q: %w", pcr, what, err)
 	}
 	return nil
 }
 
+// fold is what a register holds behind an extend. A bank without a digest stays.
+func (e *Extender) fold(before values, digests map[Bank][]byte) values {
+	out := values{}
+	for _, b := range e.tpm.Banks() {
+		out[b.Name] = before[b.Name]
+		if d, ok := digests[b]; ok {
+			h := b.Hash.New()
+			h.Write(before[b.Name])
+			h.Write(d)
+			out[b.Name] = h.Sum(nil)
+		}
+	}
+	return out
+}
+
 // Done returns the extends so far, in order.
 func (e *Extender) Done() []evidence.Extend {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.wal.mu.Lock()
+	defer e.wal.mu.Unlock()
 	return append([]evidence.Extend{}, e.done...)
 }
+
+func pcrName(n int) string { return fmt.Sprintf("PCR %d", n) }

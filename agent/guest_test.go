@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha512"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,8 +38,9 @@ type fakeMachine struct {
 	raiseErr  error
 
 	unmounted []string
-	report    []byte // TDREPORT
-	reports   func(dir string)
+	tdreport  []byte
+	reports   func(provider string) ([]byte, error)
+	rtmrErr   error
 }
 
 func (m *fakeMachine) mount(x mount, target string) error {
@@ -189,19 +191,28 @@ func (m *fakeMachine) unmount(target string) error {
 }
 
 func (m *fakeMachine) tdReport(string) ([]byte, error) {
-	if m.report == nil {
+	if m.tdreport == nil {
 		return nil, fs.ErrNotExist
 	}
-	return m.report, nil
+	return m.tdreport, nil
 }
 
-func (m *fakeMachine) makeReport(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if err == nil {
-		m.reports(dir)
+// extendRTMR does what the kernel does with what is written.
+func (m *fakeMachine) extendRTMR(file string, d []byte) error {
+	if m.rtmrErr != nil {
+		return m.rtmrErr
 	}
-	return err
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	sum := sha512.Sum384(append(b, d...))
+	return os.WriteFile(file, sum[:], 0o600)
 }
 
-// removeReport takes the files of a report away, which in configfs go by themselves.
-func (m *fakeMachine) removeReport(dir string) error { return os.RemoveAll(dir) }
+func (m *fakeMachine) report(_, provider string, _ []byte) ([]byte, error) {
+	if m.reports == nil {
+		return nil, fs.ErrNotExist
+	}
+	return m.reports(provider)
+}

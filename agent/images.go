@@ -5,11 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"runtime"
 	"slices"
 	"sync"
@@ -104,28 +102,27 @@ func (s *State) closeStore() error {
 	return s.work.store.Close()
 }
 
-// pullImages gets every image, or ends the boot. What it pulled is proven and not
-// shown to anybody yet.
-func pullImages(ctx context.Context, s *State) error {
-	p, err := s.newPuller(ctx)
-	if err != nil {
+// resolveImages learns what every image is, and asks the policy. Nothing of an image
+// but its configuration is fetched, and no key of one is asked for.
+func resolveImages(ctx context.Context, s *State) (err error) {
+	if s.work.puller, err = s.newPuller(ctx); err != nil {
 		return err
 	}
-	s.work.puller = p
 	for i := range s.work.config.Workloads {
 		w := &s.work.config.Workloads[i]
-		if err := s.pullImage(ctx, w); err != nil {
-			return fmt.Errorf("%s: %w", w.Name, err)
+		if err := s.resolveImage(ctx, w); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", w.Name, err), s.closePrepared())
 		}
 	}
 	return nil
 }
 
-func (s *State) pullImage(ctx context.Context, w *workload.Process) error {
-	im, err := s.pull(ctx, w.Image)
+func (s *State) resolveImage(ctx context.Context, w *workload.Process) error {
+	im, err := s.prepare(ctx, w.Image)
 	if err != nil {
 		return err
 	}
+	s.work.prepared = append(s.work.prepared, im)
 	if want := w.Wanted(); want != "" && im.Digest != want && im.Index != want {
 		return fmt.Errorf("%s is %s, want %s", w.Image, im.Digest, want)
 	}
@@ -133,27 +130,55 @@ func (s *State) pullImage(ctx context.Context, w *workload.Process) error {
 	if err != nil {
 		return err
 	}
-	s.logf("%s: %s, %d bytes fetched", w.Name, im.Digest, im.Fetched)
-	s.work.images = append(s.work.images, im)
 	s.work.admit = append(s.work.admit, workload.Admitted{Process: w, Manifest: im.Digest, Effective: e})
 	return nil
 }
 
-// pull gets one image under the policy.
-func (s *State) pull(ctx context.Context, image string) (*imagepull.Pulled, error) {
+// closePrepared lets go of where images are.
+func (s *State) closePrepared() error {
+	var errs []error
+	for _, im := range s.work.prepared {
+		errs = append(errs, im.Close())
+	}
+	s.work.prepared = nil
+	return errors.Join(errs...)
+}
+
+// fetchImages gets every image, or ends the boot. What came is proven and not shown to
+// anybody yet.
+func fetchImages(ctx context.Context, s *State) error {
+	for i, w := range s.work.config.Workloads {
+		im, err := s.fetch(ctx, s.work.prepared[i])
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", w.Name, err), s.closePrepared())
+		}
+		s.logf("%s: %s, %d bytes fetched", w.Name, im.Digest, im.Fetched)
+		s.work.images = append(s.work.images, im)
+	}
+	return s.closePrepared()
+}
+
+// prepare judges one image by the policy.
+func (s *State) prepare(ctx context.Context, image string) (*imagepull.Prepared, error) {
 	n, err := policy.ParseName(image)
 	if err != nil {
 		return nil, err
 	}
 	p := *s.work.puller
 	p.Trust.Now = time.Now()
+	p.Trust.ReadFile = func(name string) ([]byte, error) { return s.readTrusted(ctx, name) }
 	p.OpenFile = func(name string) (imagepull.File, error) { return s.openImage(ctx, name) }
-	pulled, err := s.work.site.pull(ctx, &p, n, s.work.store)
+	return s.work.site.prepare(ctx, &p, n)
+}
+
+// fetch gets one image.
+func (s *State) fetch(ctx context.Context, im *imagepull.Prepared) (*imagepull.Pulled, error) {
+	pulled, err := s.work.site.fetch(ctx, im, s.work.store)
 	var full *imagepull.SpaceError
 	if !errors.As(err, &full) || !s.collect() {
 		return pulled, err
 	}
-	return s.work.site.pull(ctx, &p, n, s.work.store)
+	return s.work.site.fetch(ctx, im, s.work.store)
 }
 
 // collect frees what no container of the configuration runs from, and no bundle that
@@ -187,10 +212,13 @@ var rejectAll = &policy.Policy{Default: []policy.Requirement{{Type: policy.Rejec
 
 // newPuller reads what the configuration says of images.
 func (s *State) newPuller(ctx context.Context) (_ *imagepull.Puller, err error) {
+	if err := s.policyFrom(ctx); err != nil {
+		return nil, err
+	}
 	c := s.work.config
 	client := &registry.Client{UserAgent: "plinth-agent", Log: s.logf}
 	p := &imagepull.Puller{
-		Registry: client, Policy: rejectAll, Trust: policy.Trust{ReadFile: s.readTrusted},
+		Registry: client, Policy: rejectAll,
 		Platform:   v1.Platform{OS: "linux", Architecture: runtime.GOARCH},
 		Unwrappers: []crypt.Unwrapper{crypt.CoCo(s.key)}, Log: s.logf,
 	}
@@ -247,39 +275,6 @@ func roots(pem string) (*x509.CertPool, error) {
 		return nil, errors.New("cas: no certificate in PEM")
 	}
 	return pool, nil
-}
-
-// auth gets the credentials for registries from the key provider.
-func (s *State) auth(ctx context.Context, id string) (*registry.AuthFile, error) {
-	if id == "" {
-		return nil, nil
-	}
-	b, err := s.key(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	a, err := registry.ParseAuthFile(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: not an auth.json", id) // the cause may quote it
-	}
-	return a, nil
-}
-
-// readTrusted reads a key that a policy names: a file of the measured root, whatever
-// links there are.
-func (s *State) readTrusted(name string) ([]byte, error) {
-	if !path.IsAbs(name) {
-		return nil, fmt.Errorf("%s: want an absolute path", name)
-	}
-	const limit = 1 << 20
-	fi, err := os.Stat(s.path(name))
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a file")}
-	}
-	return s.readFile(name, limit)
 }
 
 // showImage mounts a tree, once for all who run it, and returns where.

@@ -6,7 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"os"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -128,8 +128,8 @@ func TestInitdataBound(t *testing.T) {
 	tdreport := func(value []byte) func(*testing.T, *State, *fakeMachine) {
 		return func(t *testing.T, s *State, m *fakeMachine) {
 			write(t, s, tdxDevice, "")
-			m.report = make([]byte, 1024)
-			copy(m.report[0x240:], value) // Intel TDX Module 1.5 ABI: TDINFO at 0x200, MRCONFIGID at 0x40 of it
+			m.tdreport = make([]byte, 1024)
+			copy(m.tdreport[0x240:], value) // Intel TDX Module 1.5 ABI: TDINFO at 0x200, MRCONFIGID at 0x40 of it
 		}
 	}
 	for _, tt := range []struct {
@@ -148,7 +148,7 @@ func TestInitdataBound(t *testing.T) {
 		{"TDX by report, another document", "workloads: initdata: MRCONFIGID is 0101", true, tdreport(other)},
 		{"TDX that does not answer", "workloads: initdata: MRCONFIGID: ", true, func(t *testing.T, s *State, _ *fakeMachine) { write(t, s, tdxDevice, "") }},
 		{"SNP that does not answer", "workloads: initdata: HOSTDATA: ", true, func(t *testing.T, s *State, _ *fakeMachine) { write(t, s, snpDevice, "") }},
-		{"SNP, reports of another", `workloads: initdata: HOSTDATA: provider is "tdx_guest`, true, func(t *testing.T, s *State, _ *fakeMachine) {
+		{"SNP, reports of another", `workloads: initdata: HOSTDATA: reports are by tdx_guest`, true, func(t *testing.T, s *State, _ *fakeMachine) {
 			write(t, s, snpDevice, "")
 			giveReports(t, s, "tdx_guest", make([]byte, snpReportSize))
 		}},
@@ -187,17 +187,14 @@ func TestImageAsksNoPlatform(t *testing.T) {
 	}
 }
 
-// giveReports makes configfs-tsm of a guest answer.
+// giveReports makes the kernel of a guest report.
 func giveReports(t *testing.T, s *State, provider string, report []byte) {
 	t.Helper()
-	mkdir(t, s, tsmReports)
-	m := s.machine.(*fakeMachine)
-	m.reports = func(dir string) {
-		for name, content := range map[string]string{"inblob": "", "outblob": string(report), "provider": provider + "\n"} {
-			if err := os.WriteFile(dir+"/"+name, []byte(content), 0o600); err != nil {
-				t.Error(err)
-			}
+	s.machine.(*fakeMachine).reports = func(want string) ([]byte, error) {
+		if want != provider {
+			return nil, fmt.Errorf("reports are by %s, want %s", provider, want)
 		}
+		return report, nil
 	}
 }
 
@@ -257,6 +254,8 @@ func TestHostileInitdata(t *testing.T) {
 		{"no TOML", "workloads: initdata: ", [][]byte{encode("x")}, 0},
 		{"empty", "workloads: initdata: ", [][]byte{encode("")}, 0},
 		{"unknown key", "workloads: initdata: ", [][]byte{with(`{"schema":1,"workloads":[],"x":1}`)}, 1},
+		{"a volume that is not there", "workloads: initdata: workloads: web: mounts[0]: volume data: there is none", [][]byte{with(
+			`{"schema":1,"workloads":[{"name":"web","image":"` + image("web") + `","mounts":[{"path":"/data","volume":"data"}]}]}`)}, 1},
 		{"other program", "", [][]byte{encode("version = \"0.1.0\"\nalgorithm = \"sha256\"\n[data]\n\"cdh.toml\" = \"\"\n")}, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -330,11 +329,11 @@ func TestReadTrusted(t *testing.T) {
 	write(t, s, "etc/key.pem", "key")
 	mkdir(t, s, "etc/dir")
 	write(t, s, "etc/large", strings.Repeat("x", 1<<20+1))
-	if b, err := s.readTrusted("/etc/key.pem"); err != nil || string(b) != "key" {
+	if b, err := s.readTrusted(t.Context(), "/etc/key.pem"); err != nil || string(b) != "key" {
 		t.Errorf("got %q, %v", b, err)
 	}
 	for name, want := range map[string]string{"etc/key.pem": "want an absolute path", "/etc/dir": "not a file", "/etc/large": "more than", "/dev/null": "not a file"} {
-		_, err := s.readTrusted(name)
+		_, err := s.readTrusted(t.Context(), name)
 		wantError(t, err, want)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2/transport"
 	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
+	"github.com/plinth-os/plinth/agent/attester"
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/internal/dm"
 	"golang.org/x/sys/unix"
@@ -26,9 +27,9 @@ type machine interface {
 	raise(link string) error                   // brings a network interface up
 	openTPM(device string) (transport.TPM, error)
 	tdReport(device string) ([]byte, error) // TDREPORT about nothing
-	makeReport(dir string) error            // of configfs-tsm, whose directories have files at once
-	removeReport(dir string) error
-	stop(how string) error // returns only with an error
+	extendRTMR(file string, digest []byte) error
+	report(root, provider string, data []byte) ([]byte, error) // of configfs-tsm
+	stop(how string) error                                     // returns only with an error
 }
 
 // linux is the machine that the agent runs on.
@@ -168,15 +169,27 @@ func (linux) tdReport(device string) ([]byte, error) {
 	}
 	defer f.Close()
 	var r tdxReportRequest
-	if err := ioctl(f, tdxGetReport, uintptr(unsafe.Pointer(&r))); err != nil {
+	if err := ioctl(f, tdxGetReport, unsafe.Pointer(&r)); err != nil {
 		return nil, fmt.Errorf("%s: %w", device, err)
 	}
 	return r.report[:], nil
 }
 
-func (linux) makeReport(dir string) error { return unix.Mkdir(dir, 0o700) }
+// extendRTMR writes a digest, at once: what is read there is the register.
+// Linux, Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest.
+func (linux) extendRTMR(file string, digest []byte) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(digest)
+	return errors.Join(err, f.Close())
+}
 
-func (linux) removeReport(dir string) error { return unix.Rmdir(dir) }
+func (linux) report(root, provider string, data []byte) ([]byte, error) {
+	report, _, err := attester.Report(root, provider, data)
+	return report, err
+}
 
 func (linux) stop(how string) error {
 	unix.Sync()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 
 	"github.com/plinth-os/plinth/initdata"
 )
@@ -14,7 +13,6 @@ import (
 // What a confidential platform holds of the guest's launch, and where the kernel
 // shows it.
 const (
-	tsmReports  = "/sys/kernel/config/tsm/report" // Linux, Documentation/ABI/testing/configfs-tsm-report
 	tdxDevice   = "/dev/tdx_guest"
 	tdxMeasured = "/sys/devices/virtual/misc/tdx_guest/measurements" // since Linux 6.16: Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest
 	snpDevice   = "/dev/sev-guest"
@@ -72,7 +70,7 @@ func (s *State) configID() ([]byte, error) {
 // hostData is HOSTDATA, out of a report. Nobody checks the report's signature here:
 // it comes from the firmware by a channel that the host cannot read or write.
 func (s *State) hostData() ([]byte, error) {
-	b, err := s.tsmReport("sev_guest")
+	b, err := s.machine.report(s.Root, "sev_guest", make([]byte, 64))
 	if err == nil && len(b) < snpReportSize {
 		err = fmt.Errorf("report of %d bytes, want %d", len(b), snpReportSize)
 	}
@@ -80,27 +78,6 @@ func (s *State) hostData() ([]byte, error) {
 		return nil, fmt.Errorf("HOSTDATA: %w", err)
 	}
 	return b[snpHostData:][:32], nil
-}
-
-// tsmReport has the kernel ask the platform for a report about nothing.
-func (s *State) tsmReport(provider string) (_ []byte, err error) {
-	dir := filepath.Join(tsmReports, "plinth")
-	if err := s.machine.makeReport(s.path(dir)); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.machine.removeReport(s.path(dir))) }()
-	if err := s.writeSetting(dir+"/inblob", string(make([]byte, 64))); err != nil {
-		return nil, err
-	}
-	b, err := s.readFile(dir+"/outblob", 64<<10)
-	if err != nil {
-		return nil, err
-	}
-	got, err := s.readFile(dir+"/provider", 64)
-	if err == nil && string(bytes.TrimSpace(got)) != provider {
-		err = fmt.Errorf("provider is %q, want %s", got, provider)
-	}
-	return b, err
 }
 
 // holds tells whether the launch is that of a guest with this document, nil for one

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -54,15 +56,40 @@ func (s *State) completeReport() error {
 	if err := s.reportWorkloads(); err != nil {
 		return err
 	}
-	if s.TPM == nil { // optional, or a debug build
-		return nil
+	if s.TPM != nil { // else it is optional, or a debug build
+		if err := s.reportTPM(); err != nil {
+			return err
+		}
 	}
+	r.Memory, err = s.memory()
+	return err
+}
+
+func (s *State) reportTPM() (err error) {
+	r := &s.Report
 	if r.EventLog, err = s.readEventLog(); err != nil {
 		return err
 	}
 	r.Extends = s.Extender.Done()
 	r.After, err = s.TPM.Read()
 	return err
+}
+
+// memory is what the agent holds, in KiB: proc(5), /proc/pid/status. What it held for
+// the boot alone is given back first. 0 where nobody can tell.
+func (s *State) memory() (int64, error) {
+	debug.FreeOSMemory()
+	b, err := s.readFile("/proc/self/status", 64<<10)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	for line := range strings.Lines(string(b)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kib); n == 1 {
+			return kib, err
+		}
+	}
+	return 0, err
 }
 
 // writeReport writes to the port and never reads from it.

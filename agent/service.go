@@ -22,25 +22,6 @@ import (
 // bundleUppers is where the writable parts of bundles are, a tmpfs each.
 const bundleUppers = "/run/plinth/bundles"
 
-// serveImages offers the image-pull service of CoCo's confidential-data-hub, where
-// the configuration says so.
-func serveImages(_ context.Context, s *State) error {
-	if !s.work.config.ImageService {
-		return nil
-	}
-	l, err := imageservice.Listen(s.path(imageservice.Socket))
-	if err != nil {
-		return err
-	}
-	server := &imageservice.Server{Guest: &bundler{s: s}, Root: s.Root, Logf: s.logf}
-	s.background(func() {
-		if err := server.Serve(context.Background(), l); err != nil {
-			s.logf("image service: %v", err)
-		}
-	})
-	return nil
-}
-
 // A bundler is what the service asks of the agent.
 type bundler struct {
 	s *State
@@ -50,24 +31,33 @@ type bundler struct {
 }
 
 // Pull measures each image behind the separator of the workloads: it came later. A
-// guest that cannot measure it has no service: workload.Config.Pinned.
+// guest that cannot measure it has no service: workload.Config.Pinned. Of a user that
+// is a name only the tree can tell whether it is there.
 func (b *bundler) Pull(ctx context.Context, image string) (*imagepull.Pulled, error) {
-	im, err := b.s.pull(ctx, image)
+	if err := b.s.settled(ctx); err != nil {
+		return nil, err
+	}
+	prepared, err := b.s.prepare(ctx, image)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.checkUser(im); err != nil {
-		return nil, err
-	}
-	e, err := workload.PullImage(image, im.Digest)
+	defer func() { _ = prepared.Close() }() // it was only read
+	e, err := workload.PullImage(image, prepared.Digest)
 	if err != nil {
 		return nil, err
 	}
-	return im, b.s.measure(e)
+	if err := b.s.measure(e); err != nil {
+		return nil, err
+	}
+	im, err := b.s.fetch(ctx, prepared)
+	if err != nil {
+		return nil, err
+	}
+	return im, b.checkUser(im)
 }
 
-// checkUser refuses an image whose user cannot be found, before anything is measured
-// of it. A name wants the tree, which is shown where nobody but the agent looks.
+// checkUser refuses an image whose user cannot be found. A name wants the tree, which
+// is shown where nobody but the agent looks.
 func (b *bundler) checkUser(im *imagepull.Pulled) error {
 	user := im.Settings.Config.User
 	if _, ok := numbers(user); ok {

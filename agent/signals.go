@@ -31,6 +31,7 @@ func (s *State) watchSignals() {
 		s.logf("%v", <-end)
 		s.stopContainers(stopGrace)
 		s.processes.stop(stopGrace)
+		s.closeVolumes(closeTime)
 		s.closeImages(closeTime)
 		s.stop(config.PowerOff)
 	})

@@ -2,10 +2,13 @@ package agent
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"syscall"
 
 	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/agent/guestapi"
+	"github.com/plinth-os/plinth/agent/kbs"
 	"github.com/plinth-os/plinth/agent/network"
 	"github.com/plinth-os/plinth/agent/runner"
 	"github.com/plinth-os/plinth/agent/storage"
@@ -19,7 +22,11 @@ type site struct {
 	containers func(*network.Uplink, func(string, ...any)) (runner.Network, error)
 	memory     func(size int64) (imageStore, error)
 	disk       func(ctx context.Context, device string) (imageStore, error)
-	pull       func(context.Context, *imagepull.Puller, policy.Name, imagepull.Store) (*imagepull.Pulled, error)
+	prepare    func(context.Context, *imagepull.Puller, policy.Name) (*imagepull.Prepared, error)
+	fetch      func(context.Context, *imagepull.Prepared, imagepull.Store) (*imagepull.Pulled, error)
+	brokers    func(...*kbs.Client) (broker, error)
+	volume     func(context.Context, storage.VolumeOptions) (volume, error)
+	listen     func(pid int) (net.Listener, error)
 	create     func(context.Context, *runner.Runner, runner.Spec) (instance, error)
 }
 
@@ -31,9 +38,15 @@ var guestSite = site{
 	},
 	memory: func(size int64) (imageStore, error) { return stored(storage.Memory(size)) },
 	disk:   func(ctx context.Context, device string) (imageStore, error) { return stored(storage.Disk(ctx, device)) },
-	pull: func(ctx context.Context, p *imagepull.Puller, n policy.Name, to imagepull.Store) (*imagepull.Pulled, error) {
-		return p.Pull(ctx, n, to)
+	prepare: func(ctx context.Context, p *imagepull.Puller, n policy.Name) (*imagepull.Prepared, error) {
+		return p.Prepare(ctx, n)
 	},
+	fetch: func(ctx context.Context, im *imagepull.Prepared, to imagepull.Store) (*imagepull.Pulled, error) {
+		return im.Fetch(ctx, to)
+	},
+	brokers: func(clients ...*kbs.Client) (broker, error) { return kbs.NewBrokers(clients...) },
+	volume:  openVolume,
+	listen:  guestapi.ListenIn,
 	create: func(ctx context.Context, r *runner.Runner, spec runner.Spec) (instance, error) {
 		return r.Create(ctx, spec)
 	},

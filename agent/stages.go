@@ -14,9 +14,11 @@ type stage struct {
 
 // stages are the boot, in order. What the host can have changed is looked at
 // before anything acts on it. Modules come before the TPM, whose driver may be
-// one of them; until the registers were checked nothing else is done. Images are
-// proven and shown to nobody, and all workloads are measured, before the first
-// program that is not the agent's runs.
+// one of them; until the registers were checked nothing else is done. All workloads
+// are measured before a key for one of them, for a disk or for an image is asked for,
+// and then images are proven and shown to nobody before the first program that is not
+// the agent's runs. Earlier than that a broker is asked for what images are judged by
+// alone: a policy, its keys, credentials for registries.
 var stages = []stage{
 	{"mounts", mountFileSystems},
 	{"configuration", loadConfig},
@@ -35,14 +37,18 @@ var stages = []stage{
 	{"entropy", online(seedRandom)},
 	{"workloads", wherever(findWorkloads)},
 	{"network", online(raiseNetwork)},
+	{"attestation", openAttestation},
 	{"storage", forWorkloads(openStorage)},
-	{"images", forWorkloads(pullImages)},
+	{"resolve", forWorkloads(resolveImages)},
 	{"events", forWorkloads(measureWorkloads)},
+	{"volumes", openVolumes},
+	{"images", forWorkloads(fetchImages)},
+	{"secrets", forWorkloads(getSecrets)},
 	{config.SysInit, extendPhase(config.SysInit)},
-	{"image service", forWorkloads(serveImages)},
+	{"guest services", serveGuest},
 	{"containers", forWorkloads(runContainers)},
 	{"services", startServices},
-	{config.Ready, extendPhase(config.Ready)},
+	{config.Ready, ready},
 	{"shell", startShell},
 	{"report", sendReport},
 }

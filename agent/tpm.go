@@ -10,10 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/plinth-os/plinth/agent/attester"
 	"github.com/plinth-os/plinth/agent/config"
 	"github.com/plinth-os/plinth/evidence"
 )
@@ -22,6 +25,7 @@ import (
 type TPM interface {
 	Banks() []Bank                                 // active ones
 	Read() (evidence.PCRs, error)                  // PCR 0 to 23 of every active bank
+	ReadRegister(pcr int) (values, error)          // of every active bank
 	Extend(pcr int, digests map[Bank][]byte) error // by a digest each; a bank without one stays as it is
 }
 
@@ -91,12 +95,13 @@ func (s *State) tryTPM() (transport.TPM, error) {
 }
 
 func (s *State) useTPM(t transport.TPM) error {
+	t = attester.Shared(t)
 	d, err := newDevice(t)
 	if err != nil {
 		return err
 	}
-	s.TPM = d
-	s.Extender = NewExtender(d)
+	s.TPM, s.tpm = d, t
+	s.Extender = newExtender(d, s.journal())
 	for _, b := range d.Banks() {
 		s.Report.Banks = append(s.Report.Banks, b.Name)
 	}
@@ -218,6 +223,34 @@ func (d *device) readBank(b Bank) (map[int]string, error) {
 	}
 	return values, nil
 }
+
+func (d *device) ReadRegister(pcr int) (values, error) {
+	if pcr < 0 || pcr >= evidence.Registers {
+		return nil, fmt.Errorf("PCR %d: want 0 to %d", pcr, evidence.Registers-1)
+	}
+	out := values{}
+	for _, b := range d.banks {
+		sel := tpm2.TPMSPCRSelection{Hash: b.Alg, PCRSelect: make([]byte, evidence.Registers/8)}
+		sel.PCRSelect[pcr/8] = 1 << (pcr % 8)
+		rsp, err := tpm2.PCRRead{PCRSelectionIn: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{sel}}}.Execute(d.t)
+		got := map[int]string{}
+		if err == nil {
+			err = takeValues(got, b, rsp)
+		}
+		if _, ok := got[pcr]; err == nil && (!ok || len(got) != 1) {
+			err = fmt.Errorf("the answer is about %v, want PCR %d", sortedNumbers(got), pcr)
+		}
+		if err == nil {
+			out[b.Name], err = hex.DecodeString(got[pcr])
+		}
+		if err != nil {
+			return nil, fmt.Errorf("TPM2_PCR_Read: %s: %w", b.Name, err)
+		}
+	}
+	return out, nil
+}
+
+func sortedNumbers(m map[int]string) []int { return slices.Sorted(maps.Keys(m)) }
 
 // takeValues adds an answer to values. Each answer must bring something new.
 func takeValues(values map[int]string, b Bank, rsp *tpm2.PCRReadResponse) error {

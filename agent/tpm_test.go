@@ -216,9 +216,9 @@ func TestLinuxOpenTPM(t *testing.T) {
 	}
 }
 
-// swtpm starts a TPM emulator and returns the address that tpm2-tools use and a
+// softTPM starts a TPM emulator and returns the address that tpm2-tools use and a
 // connection.
-func swtpm(t *testing.T) (string, transport.TPM) {
+func softTPM(t *testing.T) (string, transport.TPM) {
 	t.Helper()
 	testenv.Need(t, "swtpm")
 	dir := t.TempDir()
@@ -278,7 +278,7 @@ func pcrread(t *testing.T, tcti string) evidence.PCRs {
 // TestAgainstTPM reads and extends a TPM and compares with tpm2-tools and with a
 // fold done here.
 func TestAgainstTPM(t *testing.T) {
-	tcti, c := swtpm(t)
+	tcti, c := softTPM(t)
 	testenv.Need(t, "tpm2_pcrread")
 	d, err := newDevice(c)
 	if err != nil {
@@ -293,7 +293,7 @@ func TestAgainstTPM(t *testing.T) {
 		t.Error(err)
 	}
 
-	e := NewExtender(d)
+	e := newExtender(d, newWAL(t, d))
 	words := []string{"enter-initrd", "leave-initrd", "sysinit", "ready"}
 	for _, w := range words {
 		if err := e.Extend(phasePCR, w); err != nil {

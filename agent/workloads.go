@@ -15,18 +15,24 @@ import (
 // work is what the stages of workloads leave for each other.
 type work struct {
 	failed    bool             // a stage has, whichever; only a debug build goes on, and without containers
+	configfs  bool             // it was mounted
 	config    *workload.Config // nil where the guest has none
 	registers []register       // in which workloads are measured
 	log       eventLog
 
-	site   site
-	uplink *network.Uplink // nil where there is no network
-	store  imageStore
-	puller *imagepull.Puller
-	images []*imagepull.Pulled // beside config.Workloads
-	admit  []workload.Admitted // the same
-	shown  shownImages
-	fleet  fleet
+	attestation attestation
+	volumes     volumes
+
+	site     site
+	uplink   *network.Uplink // nil where there is no network
+	store    imageStore
+	puller   *imagepull.Puller
+	prepared []*imagepull.Prepared // beside config.Workloads, until they are fetched
+	images   []*imagepull.Pulled   // beside config.Workloads
+	admit    []workload.Admitted   // the same
+	opened   []*opened             // the same, until they are used
+	shown    shownImages
+	fleet    fleet
 }
 
 // forWorkloads makes a stage of what only workloads need: skipped where the command
@@ -69,11 +75,22 @@ func online(run func(context.Context, *State) error) func(context.Context, *Stat
 // module, so that it is mounted late.
 var configfs = mount{fstype: "configfs", target: "/sys/kernel/config", flags: sealed, optional: true}
 
+func (s *State) mountConfigfs() error {
+	if s.work.configfs {
+		return nil
+	}
+	s.work.configfs = true
+	if err := s.mount(configfs); err != nil {
+		return fmt.Errorf("%s: %w", configfs.target, err)
+	}
+	return nil
+}
+
 // findWorkloads reads the one document that says what runs, and refuses it where
 // nobody outside could tell that it was this one.
 func findWorkloads(ctx context.Context, s *State) error {
-	if err := s.mount(configfs); err != nil {
-		return fmt.Errorf("%s: %w", configfs.target, err)
+	if err := s.mountConfigfs(); err != nil {
+		return err
 	}
 	s.work.registers = s.eventRegisters()
 	c := s.Config.Workloads
@@ -121,11 +138,16 @@ func (s *State) fromInitdata(ctx context.Context) (*workload.Config, error) {
 	if d == nil {
 		return nil, nil
 	}
+	s.work.attestation.document = d
 	text, ok := d.Data[workload.DataKey]
 	if !ok {
 		return nil, nil
 	}
-	return workload.Parse([]byte(text))
+	c, err := workload.Parse([]byte(text))
+	if err != nil {
+		return nil, err
+	}
+	return c, s.Config.Serves(c) // workloads of the configuration were judged with it
 }
 
 var errUnbound = errors.New("neither a TPM that the guest needs nor the platform shows which document this is")
@@ -160,14 +182,6 @@ func (s *State) bind(d *initdata.Document, l *launch) error {
 		return errUnbound
 	}
 	return nil
-}
-
-// key returns what a key provider has under a name.
-func (s *State) key(_ context.Context, id string) ([]byte, error) {
-	if k, ok := s.Config.TestKeys[id]; ok && s.debug() {
-		return k, nil
-	}
-	return nil, fmt.Errorf("key %s: this guest has no key provider", id)
 }
 
 // reportWorkloads fills in what a report says of containers.

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -25,8 +27,10 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/plinth-os/plinth/agent/config"
+	"github.com/plinth-os/plinth/agent/kbs"
 	"github.com/plinth-os/plinth/agent/network"
 	"github.com/plinth-os/plinth/agent/runner"
+	"github.com/plinth-os/plinth/agent/storage"
 	"github.com/plinth-os/plinth/evidence"
 	"github.com/plinth-os/plinth/imagepull"
 	"github.com/plinth-os/plinth/imagepull/policy"
@@ -41,6 +45,45 @@ type fakeSite struct {
 	fail    map[string]error  // by the journal's line
 	hold    map[string]func() // the same
 	runs    []*fakeInstance
+
+	secrets map[string]string // of a broker
+	clients []*kbs.Client
+
+	listening string // where a container asks
+}
+
+// Resource is that of a broker.
+func (f *fakeSite) Resource(_ context.Context, uri string) ([]byte, error) {
+	if err := f.note("secret %s", uri); err != nil {
+		return nil, err
+	}
+	if v, ok := f.secrets[uri]; ok {
+		return []byte(v), nil
+	}
+	return nil, kbs.ErrNotFound
+}
+
+// Token is that of a broker.
+func (f *fakeSite) Token(context.Context) (*kbs.Token, error) { return nil, kbs.ErrForbidden }
+
+// at is where a container asks.
+func (f *fakeSite) at() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.listening
+}
+
+// fakeVolume is a disk that is open.
+type fakeVolume struct {
+	f    *fakeSite
+	name string
+}
+
+func (v fakeVolume) Device() string { return "/dev/dm-9" }
+func (v fakeVolume) Close() error   { return v.f.note("close volume %s", v.name) }
+
+func (v fakeVolume) Mount(target string, readOnly bool) error {
+	return v.f.note("mount volume %s at %s, read-only %v", v.name, filepath.Base(target), readOnly)
 }
 
 func (f *fakeSite) note(format string, args ...any) error {
@@ -82,6 +125,8 @@ func (s fakeStore) Close() error                           { return s.f.note("cl
 type fakeInstance struct {
 	f        *fakeSite
 	name     string
+	spec     runner.Spec
+	files    map[string]string // of secrets
 	n        int
 	out      io.Writer
 	ended    chan syscall.WaitStatus
@@ -131,15 +176,41 @@ func (f *fakeSite) site() site {
 		disk: func(_ context.Context, device string) (imageStore, error) {
 			return fakeStore{f: f}, f.note("disk %s", filepath.Base(device))
 		},
-		pull: func(_ context.Context, p *imagepull.Puller, n policy.Name, _ imagepull.Store) (*imagepull.Pulled, error) {
+		prepare: func(_ context.Context, p *imagepull.Puller, n policy.Name) (*imagepull.Prepared, error) {
 			if p.Trust.Now.IsZero() {
 				return nil, errors.New("no time")
 			}
-			return fakeImage(n.String()), f.note("pull %s", n)
+			im := fakeImage(n.String())
+			return &imagepull.Prepared{Image: im.Image, Settings: im.Settings}, f.note("resolve %s", n)
+		},
+		fetch: func(_ context.Context, im *imagepull.Prepared, _ imagepull.Store) (*imagepull.Pulled, error) {
+			return fakeImage(im.Name), f.note("fetch %s", im.Name)
+		},
+		brokers: func(clients ...*kbs.Client) (broker, error) {
+			f.clients = clients
+			return f, f.note("brokers %d", len(clients))
+		},
+		volume: func(_ context.Context, o storage.VolumeOptions) (volume, error) {
+			if o.Random == (len(o.Key) > 0) {
+				return nil, errors.New("want a key, or a random one")
+			}
+			return fakeVolume{f, o.Name}, f.note("open %s %s %q", o.Name, filepath.Base(o.Device), o.Key)
+		},
+		listen: func(pid int) (net.Listener, error) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err == nil {
+				f.mu.Lock()
+				f.listening = l.Addr().String()
+				f.mu.Unlock()
+			}
+			return l, errors.Join(err, f.note("listen %d", pid))
 		},
 		create: func(_ context.Context, _ *runner.Runner, s runner.Spec) (instance, error) {
 			f.mu.Lock()
-			i := &fakeInstance{f: f, name: s.ID, n: len(f.runs) + 1, out: s.Output, ended: make(chan syscall.WaitStatus, 1)}
+			i := &fakeInstance{f: f, name: s.ID, spec: s, n: len(f.runs) + 1, out: s.Output, ended: make(chan syscall.WaitStatus, 1), files: map[string]string{}}
+			for at, b := range s.Secrets { // which are cleared
+				i.files[at] = string(b)
+			}
 			f.runs = append(f.runs, i)
 			f.mu.Unlock()
 			if err := f.note("create %s", s.ID); err != nil {
@@ -166,6 +237,7 @@ func (f *fakeSite) run(t *testing.T, n int) *fakeInstance {
 // fakeImage is an image whose digests derive from its name.
 func fakeImage(name string) *imagepull.Pulled {
 	im := &imagepull.Pulled{ChainID: digest.FromString("chain " + name)}
+	im.Name = name
 	im.Digest = digest.FromString(name).String()
 	if _, d, ok := strings.Cut(name, "@"); ok {
 		im.Digest = d
@@ -178,6 +250,11 @@ const hexDigest = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abc
 
 func image(name string) string {
 	return "docker://registry.example.com/" + name + "@" + digest.FromString(name).String()
+}
+
+// attested is by a TPM, for one broker.
+func attested() *config.Attestation {
+	return &config.Attestation{TEE: evidence.TEETPM, Brokers: []config.Broker{{URL: "https://kbs.example.com"}}}
 }
 
 // newWorkloads is a guest with two workloads, measured in PCR 14.
@@ -217,6 +294,11 @@ func bootWorkloads(t *testing.T, s *State) error {
 	return err
 }
 
+func sha(b []byte) []byte {
+	sum := sha256.Sum256(b)
+	return sum[:]
+}
+
 // fold is what a register holds after the events, SHA-256.
 func fold(events []workload.Event) string {
 	value := make([]byte, sha256.Size)
@@ -245,8 +327,9 @@ func TestWorkloads(t *testing.T) {
 	}
 	// Policy, two events of each workload, separator: each into PCR 14 and 23.
 	// Nothing is mounted before all of them.
-	want := []string{"extend", "extend", "network", "memory 67108864", "pull " + image("web"), "pull " + image("db")}
+	want := []string{"extend", "extend", "network", "memory 67108864", "resolve " + image("web"), "resolve " + image("db")}
 	want = append(want, slices.Repeat([]string{"extend"}, 2*6)...)
+	want = append(want, "fetch "+image("web"), "fetch "+image("db"))
 	want = append(want, "extend", "containers", "mount "+digest.FromString("chain " + image("web")).Encoded()[:8], "create web",
 		"mount "+digest.FromString("chain " + image("db")).Encoded()[:8], "create db", "start web", "start db", "extend")
 	if got := f.lines(); !slices.Equal(got, want) {
@@ -364,7 +447,8 @@ func TestWorkloadsFail(t *testing.T) {
 	}{
 		{"network", "network: boom", nil, func(_ *fakeMachine, f *fakeSite) { f.fail["network"] = boom }, nil},
 		{"storage", "storage: boom", nil, func(_ *fakeMachine, f *fakeSite) { f.fail["memory 67108864"] = boom }, nil},
-		{"image", "images: db: boom", nil, func(_ *fakeMachine, f *fakeSite) { f.fail["pull "+image("db")] = boom }, nil},
+		{"image", "resolve: db: boom", nil, func(_ *fakeMachine, f *fakeSite) { f.fail["resolve "+image("db")] = boom }, nil},
+		{"layers", "images: db: boom", nil, func(_ *fakeMachine, f *fakeSite) { f.fail["fetch "+image("db")] = boom }, nil},
 		{"register", "events: PCR 14", nil, func(m *fakeMachine, _ *fakeSite) {
 			n := 0
 			m.tpm.(*fakeTPM).lie = func(cc uint32, b []byte) []byte {
@@ -377,8 +461,8 @@ func TestWorkloadsFail(t *testing.T) {
 				return b
 			}
 		}, nil},
-		{"policy", "images: policy: ", func(c *config.Config) { c.Workloads.Policy = json.RawMessage(`{"default":[{"type":"reject"}],"x":1}`) }, func(*fakeMachine, *fakeSite) {}, nil},
-		{"credentials", "images: key kbs:///a/b/c: this guest has no key provider", func(c *config.Config) { c.Workloads.Auth = "kbs:///a/b/c" }, func(*fakeMachine, *fakeSite) {}, nil},
+		{"policy", "resolve: policy: ", func(c *config.Config) { c.Workloads.Policy = json.RawMessage(`{"default":[{"type":"reject"}],"x":1}`) }, func(*fakeMachine, *fakeSite) {}, nil},
+		{"credentials", "resolve: " + kbs.ErrNotFound.Error(), func(c *config.Config) { c.Workloads.Auth, c.Attestation = "kbs:///a/b/c", attested() }, func(*fakeMachine, *fakeSite) {}, nil},
 		{"mount", "containers: web: boom", nil, func(_ *fakeMachine, f *fakeSite) {
 			f.fail["mount "+digest.FromString("chain " + image("web")).Encoded()[:8]] = boom
 		}, nil},
@@ -444,10 +528,10 @@ func TestDebugFailures(t *testing.T) {
 // comes to no stage behind.
 func TestStopWhileBooting(t *testing.T) {
 	for at, want := range map[string][]string{
-		"pull " + image("db"): {},
-		"create web":          {"create web", "delete web"},
-		"create db":           {"create web", "create db", "delete web", "delete db"},
-		"start web":           {"create web", "create db", "start web", "delete web", "delete db"},
+		"fetch " + image("db"): {},
+		"create web":           {"create web", "delete web"},
+		"create db":            {"create web", "create db", "delete web", "delete db"},
+		"start web":            {"create web", "create db", "start web", "delete web", "delete db"},
 	} {
 		t.Run(at[:6], func(t *testing.T) {
 			s, _, f := newWorkloads(t, nil)
@@ -536,16 +620,16 @@ func TestWanted(t *testing.T) {
 	for _, tt := range []struct{ name, wanted, index, want string }{
 		{"manifest", fakeImage(archive).Digest, "", ""},
 		{"index", other, other, ""},
-		{"another", other, "", "images: web: " + archive + " is " + fakeImage(archive).Digest + ", want " + other},
-		{"another index", other, "sha256:" + strings.Repeat("1", 64), "images: web: " + archive + " is "},
+		{"another", other, "", "resolve: web: " + archive + " is " + fakeImage(archive).Digest + ", want " + other},
+		{"another index", other, "sha256:" + strings.Repeat("1", 64), "resolve: web: " + archive + " is "},
 	} {
 		s, _, f := newWorkloads(t, func(c *config.Config) {
 			c.Workloads.Workloads = []workload.Process{{Name: "web", Image: archive, Digest: tt.wanted}}
 		})
-		s.work.site.pull = func(context.Context, *imagepull.Puller, policy.Name, imagepull.Store) (*imagepull.Pulled, error) {
+		s.work.site.prepare = func(context.Context, *imagepull.Puller, policy.Name) (*imagepull.Prepared, error) {
 			im := fakeImage(archive)
 			im.Index = tt.index
-			return im, nil
+			return &imagepull.Prepared{Image: im.Image, Settings: im.Settings}, nil
 		}
 		wantError(t, bootWorkloads(t, s), tt.want)
 		if got := slices.Contains(f.lines(), "create web"); got != (tt.want == "") {
@@ -584,7 +668,7 @@ func TestPinned(t *testing.T) {
 				m.tpm = nil
 			}
 			if tt.rtmr {
-				write(t, s, tdxMeasured+"/rtmr3:sha384", "")
+				write(t, s, tdxMeasured+"/rtmr3:sha384", string(make([]byte, 48)))
 			}
 			wantError(t, bootWorkloads(t, s), tt.want)
 		})
@@ -597,7 +681,7 @@ func TestRTMR(t *testing.T) {
 	s, m, _ := newWorkloads(t, func(c *config.Config) { c.TPM, c.Phases = config.TPMOptional, nil })
 	m.tpm = nil
 	rtmr := tdxMeasured + "/rtmr3:sha384"
-	write(t, s, rtmr, "")
+	write(t, s, rtmr, string(make([]byte, 48)))
 	if err := bootWorkloads(t, s); err != nil {
 		t.Fatal(err)
 	}
@@ -605,10 +689,15 @@ func TestRTMR(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	want := make([]byte, 48)
+	for _, e := range events {
+		d := sha512.Sum384(e.Bytes())
+		sum := sha512.Sum384(append(want, d[:]...))
+		want = sum[:]
+	}
 	last := events[len(events)-1]
-	b, err := os.ReadFile(s.path(rtmr))
-	if err != nil || digest.SHA384.FromBytes(last.Bytes()).Encoded() != hex.EncodeToString(b) {
-		t.Errorf("the last write was %x, %v", b, err)
+	if b, err := os.ReadFile(s.path(rtmr)); err != nil || !bytes.Equal(b, want) {
+		t.Errorf("RTMR 3 is %x, %v, want %x", b, err, want)
 	}
 	log, err := s.readWorkloadLog()
 	if err != nil || binary.LittleEndian.Uint32(log) != 4 || !bytes.HasSuffix(log, last.Bytes()) {

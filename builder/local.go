@@ -54,10 +54,16 @@ func locals(p *profiles.Profile) []local {
 	add(putFile, "root.verity_cert", p.Root.VerityCert)
 	add(putPublicKey, "pcr_policy.key", p.PCRPolicy.Key)
 	add(putInitdata(p), initdataKey, p.Initdata)
-	add(putFile, policyKey, p.Workloads.Policy)
+	if !p.Workloads.BrokeredPolicy() {
+		add(putFile, policyKey, p.Workloads.Policy)
+	}
+	add(putFile, policyFileKey, p.Workloads.PolicyFile)
 	add(putFile, registriesKey, p.Workloads.Registries)
 	add(putFile, registriesDKey+"[]", p.Workloads.RegistriesD...)
 	add(putFile, casKey, p.Workloads.CAs)
+	for i, b := range p.Attestation.Brokers {
+		add(putFile, brokerKey(i), b.CAs)
+	}
 	for _, f := range p.Files {
 		if f.HasContent() {
 			all = append(all, local{fileKey(f), func(ctx context.Context, c *source.Client) (cas.Ref, error) { return putProfileFile(ctx, c, f) }})
@@ -186,6 +192,15 @@ func putPublicKey(_ context.Context, st *cas.Store, path string) (cas.Ref, error
 		return cas.Ref{}, err
 	}
 	return st.Put(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
+// locked reads a local input that the lock names.
+func (w *work) locked(key string) ([]byte, error) {
+	r, err := w.file(key)
+	if err != nil {
+		return nil, err
+	}
+	return w.Store.ReadFile(r.Digest)
 }
 
 var errNotLocked = errors.New("the lock has no such file; run plinth lock")

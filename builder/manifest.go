@@ -71,6 +71,7 @@ const (
 	CycloneDXName    = "sbom.cdx.json"
 	InitdataName     = "initdata.toml"
 	WorkloadsName    = "workloads.json"
+	PolicyName       = "policy.json" // what a broker will give as the policy
 )
 
 // artefacts maps outputs of steps to the names that users see. What is optional
@@ -97,6 +98,7 @@ var artefacts = []struct {
 	{EventLogName, "measure", "eventlog.json", true},
 	{InitdataName, "measure", "initdata.toml", true},
 	{WorkloadsName, "workloads", workloadsOutput, true},
+	{PolicyName, "workloads", policyOutput, true},
 	{SPDXName, "verity", "sbom.spdx.json", true},
 	{CycloneDXName, "verity", "sbom.cdx.json", true},
 	{SPDXName, "initrd", "sbom.spdx.json", true}, // where the initrd is the root

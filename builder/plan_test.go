@@ -81,7 +81,15 @@ var movedBy = map[string]string{
 	"workload.dir": "", "workload.user": "", "workload.mounts.path": "", "workload.mounts.source": "", "workload.mounts.tmpfs": "",
 	"workload.ports": "", "workload.network": "", "workload.memory": "", "workload.milli_cpu": "", "workload.pids": "",
 	"workload.capabilities": "", "workload.read_only": "", "workload.scratch": "", "workload.devices": "", "workload.restart": "",
-	"workload.output": "", "workload.exec": "",
+	"workload.output": "", "workload.exec": "", "workloads.policy_file": "",
+	"workload.mounts.volume": "", "workload.mounts.secret": "",
+	"workload.api.resources": "", "workload.api.evidence": "", "workload.api.token": "", "workload.api.tee_key": "", "workload.api.measure": "",
+
+	"attestation.tee": "initrd uki disk measure", "attestation.from_initdata": "initrd uki disk measure", "attestation.key": "initrd uki disk measure",
+	"attestation.hashes": "initrd uki disk measure", "attestation.ak_handle": "initrd uki disk measure", "attestation.services": "initrd uki disk measure",
+	"attestation.brokers.url": "initrd uki disk measure", "attestation.brokers.cas": "", // its content is in the lock
+	"volume.name": "initrd uki disk measure", "volume.disk": "initrd uki disk measure", "volume.key": "initrd uki disk measure",
+	"volume.integrity": "initrd uki disk measure", "volume.filesystem": "initrd uki disk measure", "volume.format": "initrd uki disk measure",
 
 	"Name": "initrd uki disk measure", "Origin": "", "Dir": "", "Stock": "",
 }
@@ -127,15 +135,17 @@ var movedOn = map[string]map[string]string{
 // everything is a Spec in which no value is empty.
 func everything() *Spec {
 	p := &profiles.Profile{
-		Sources:  map[string]profiles.Source{"debian": {Components: []string{"main"}, Mirror: []string{"a"}}},
-		Files:    []profiles.File{{}},
-		Layers:   []profiles.Layer{{}},
-		Root:     profiles.Root{Alternatives: map[string]string{}},
-		Users:    []profiles.User{{}},
-		Groups:   []profiles.Group{{}},
-		Services: []profiles.Service{{Env: map[string]string{}}},
-		Agent:    profiles.Agent{TestKeys: map[string]string{}},
-		Workload: []profiles.Workload{{Env: map[string]string{}, Mounts: []profiles.Mount{{}}}},
+		Sources:     map[string]profiles.Source{"debian": {Components: []string{"main"}, Mirror: []string{"a"}}},
+		Files:       []profiles.File{{}},
+		Layers:      []profiles.Layer{{}},
+		Root:        profiles.Root{Alternatives: map[string]string{}},
+		Users:       []profiles.User{{}},
+		Groups:      []profiles.Group{{}},
+		Services:    []profiles.Service{{Env: map[string]string{}}},
+		Agent:       profiles.Agent{TestKeys: map[string]string{}},
+		Workload:    []profiles.Workload{{Env: map[string]string{}, Mounts: []profiles.Mount{{}}}},
+		Attestation: profiles.Attestation{Brokers: []profiles.Broker{{}}},
+		Volume:      []profiles.Volume{{}},
 	}
 	n := 0
 	leaves(reflect.ValueOf(p).Elem(), "", func(_ string, v reflect.Value) {
@@ -150,7 +160,7 @@ func everything() *Spec {
 		lock.Packages = append(lock.Packages, source.Package{Name: role, Version: "1", SHA256: cas.Digest{byte(i)}, Why: []string{role}})
 	}
 	lock.Packages = append(lock.Packages, source.Package{Name: "zlib", SHA256: cas.Digest{9}, Why: []string{"dependency of root"}})
-	for i, key := range []string{"files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "initdata", "kernel.file", "kernel.modules_dir", "layers a",
+	for i, key := range []string{"attestation.brokers[0].cas", "files /a", "firmware.code_file", "firmware.generic.code_file", "firmware.generic.vars_file", "firmware.vars_file", "initdata", "kernel.file", "kernel.modules_dir", "layers a",
 		"pcr_policy.key", "root.verity_cert", "secure_boot.cert", "secure_boot.db[0]", "secure_boot.kek[0]", "secure_boot.pk", "stub.file"} {
 		lock.Files = append(lock.Files, source.File{Path: key, SHA256: cas.Digest{1, byte(i)}})
 	}

@@ -77,6 +77,9 @@ func (w *work) rootTree(ctx context.Context) (*rootfs.Tree, error) {
 	if err := w.checkRuntime(t.Entries); err != nil {
 		return nil, err
 	}
+	if err := w.checkAuthorities(t.Entries); err != nil {
+		return nil, err
+	}
 	if err := w.nameFiles(&t.Inventory); err != nil {
 		return nil, err
 	}

@@ -95,7 +95,7 @@ var pipeline = []step{
 		name: "workloads", version: 1, when: func(s *Spec) bool { return s.Profile.HasWorkloads() },
 		does: "note the images that workloads name, as the lock has them",
 		inputs: func(s *Spec) any {
-			return []any{s.origin("", "workload", initdataKey), s.Profile.Workloads.From}
+			return []any{s.origin("", "workload", initdataKey, policyFileKey), s.Profile.Workloads.From}
 		},
 		run: runWorkloads,
 	},

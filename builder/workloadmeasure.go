@@ -2,6 +2,7 @@ package builder
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/plinth-os/plinth/measure"
@@ -45,11 +46,37 @@ func (i *Image) workloadEvents() ([]measure.WorkloadEvent, error) {
 	if c == nil {
 		return nil, err
 	}
+	unknown := ""
+	if c.PolicyFrom == "" && i.Profile.Workloads.PolicyFile != "" {
+		return nil, &ValueError{policyFileKey, errors.New("the initdata asks no broker for a policy")}
+	}
+	if c.PolicyFrom != "" {
+		if c, unknown, err = i.brokersPolicy(c); err != nil {
+			return nil, err
+		}
+	}
 	images, err := i.lockedImages()
 	if err != nil {
 		return nil, err
 	}
-	return predictEvents(c, images)
+	events, err := predictEvents(c, images)
+	if err == nil && unknown != "" {
+		events[0].Data, events[0].Reason = nil, unknown
+	}
+	return events, err
+}
+
+// brokersPolicy is c with the policy that the profile expects of the broker, or why
+// none is expected.
+func (i *Image) brokersPolicy(c *workload.Config) (with *workload.Config, unknown string, err error) {
+	policy := []byte("{}") // to have the event, which is not known
+	if i.Profile.Workloads.PolicyFile == "" {
+		unknown = "the broker has the policy, " + c.PolicyFrom + ": name the file in the profile, workloads.policy_file"
+	} else if policy, err = i.read(PolicyName); err != nil {
+		return nil, "", err
+	}
+	with, err = c.WithPolicy(policy)
+	return with, unknown, err
 }
 
 // workloadConfig is the one document that the guest reads.

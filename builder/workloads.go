@@ -25,6 +25,7 @@ import (
 // The files of [workloads], as the lock calls them.
 const (
 	policyKey      = "workloads.policy"
+	policyFileKey  = "workloads.policy_file" // what a broker will give as the policy
 	registriesKey  = "workloads.registries"
 	registriesDKey = "workloads.registries_d"
 	casKey         = "workloads.cas"
@@ -39,7 +40,10 @@ func process(w *profiles.Workload) workload.Process {
 		Restart: w.Restart, Output: w.Output, Exec: w.Exec,
 	}
 	for _, m := range w.Mounts {
-		p.Mounts = append(p.Mounts, workload.Mount{Path: m.Path, Source: m.Source, TmpfsMiB: m.Tmpfs})
+		p.Mounts = append(p.Mounts, workload.Mount{Path: m.Path, Source: m.Source, TmpfsMiB: m.Tmpfs, Volume: m.Volume, Secret: m.Secret})
+	}
+	if a := w.API; a.Granted() {
+		p.API = &workload.API{Resources: a.Resources, Evidence: a.Evidence, Token: a.Token, TEEKey: a.TEEKey, Measure: a.Measure}
 	}
 	for _, s := range w.Ports {
 		protocol, guest, container := profiles.Port(s)
@@ -57,6 +61,9 @@ func workloadConfig(p *profiles.Profile) *workload.Config {
 	}
 	if w.MaxSize+w.MaxFiles > 0 {
 		c.Limits = &workload.Limits{Bytes: int64(w.MaxSize) << 20, Entries: int64(w.MaxFiles)}
+	}
+	if w.BrokeredPolicy() {
+		c.PolicyFrom = w.Policy
 	}
 	c.Workloads = []workload.Process{}
 	for i := range p.Workload {
@@ -81,11 +88,15 @@ func (s *Spec) lockedConfig(st *cas.Store) (*workload.Config, error) {
 		return err
 	}
 	w := &s.Profile.Workloads
+	policyFile := w.Policy
+	if w.BrokeredPolicy() {
+		policyFile = ""
+	}
 	files := []struct {
 		path, key string
 		into      func([]byte)
 	}{
-		{w.Policy, policyKey, func(b []byte) { c.Policy = b }},
+		{policyFile, policyKey, func(b []byte) { c.Policy = b }},
 		{w.Registries, registriesKey, func(b []byte) { c.Registries = string(b) }},
 		{w.CAs, casKey, func(b []byte) { c.CAs = string(b) }},
 	}
@@ -149,6 +160,9 @@ func checkWorkloadFiles(c *workload.Config) error {
 // addContainers tells the agent what containers need.
 func (w *work) addContainers(c *config.Config) error {
 	p := w.Profile
+	if err := w.addAttestation(c); err != nil {
+		return err
+	}
 	if p.HasNetwork() {
 		n := &p.Network
 		c.Network = &config.Network{DHCP: n.DHCP, Addresses: n.Addresses, Gateways: n.Gateways, DNS: n.DNS, MTU: n.MTU}
@@ -201,6 +215,7 @@ func workloadEvents(p *profiles.Profile) *config.Events {
 func (s *Spec) containerInputs() []any {
 	p := s.Profile
 	var in []any
+	in = append(in, s.attestationInputs()...)
 	if p.HasNetwork() {
 		in = append(in, p.Network)
 	}
@@ -208,7 +223,10 @@ func (s *Spec) containerInputs() []any {
 		return in
 	}
 	w := p.Workloads
-	w.Policy, w.Registries, w.RegistriesD, w.CAs = "", "", nil, ""
+	if !w.BrokeredPolicy() {
+		w.Policy = ""
+	}
+	w.PolicyFile, w.Registries, w.RegistriesD, w.CAs = "", "", nil, ""
 	list := slices.Clone(p.Workload)
 	for i := range list {
 		list[i].Archive = ""
@@ -223,6 +241,9 @@ func (s *Spec) containerRootInputs() (in []any) {
 	}
 	if s.Profile.HasWorkloads() {
 		in = append(in, runtimePath)
+	}
+	if s.trustsRoot() {
+		in = append(in, authorityDirs)
 	}
 	return in
 }
@@ -249,9 +270,10 @@ func (s *Spec) checkRuntime(entries []tree.Entry) error {
 	return &ValueError{"root.packages", fmt.Errorf("no /%s in the root file system, which runs the containers: add \"crun\"", runtimePath)}
 }
 
-// containerModules are those that network, storage and containers need. Names as
-// Linux has them; what a kernel has built in is found there.
+// containerModules are those that attestation, volumes, network, storage and
+// containers need. Names as Linux has them; what a kernel has built in is found there.
 func containerModules(p *profiles.Profile) (names []string) {
+	names = append(attestationModules(p), volumeModules(p)...)
 	if p.HasNetwork() {
 		names = append(names, "virtio_net")
 	}
@@ -273,6 +295,9 @@ func containerModules(p *profiles.Profile) (names []string) {
 // workloads' names lead to, as the lock has them.
 const workloadsOutput = "workloads.json"
 
+// policyOutput is the policy that a broker will give, where the profile has it.
+const policyOutput = "policy.json"
+
 // A LockedImage is the image of one workload.
 type LockedImage struct {
 	Name     string         `json:"name"`             // of the workload
@@ -282,8 +307,22 @@ type LockedImage struct {
 	Config   v1.ImageConfig `json:"config"`           // what it says of its process
 }
 
-// runWorkloads makes workloads.json.
+// runWorkloads makes workloads.json, and hands on the broker's policy.
 func runWorkloads(_ context.Context, w *work) error {
+	if w.Profile.Workloads.PolicyFile != "" {
+		r, err := w.file(policyFileKey)
+		if err != nil {
+			return err
+		}
+		b, err := w.Store.ReadFile(r.Digest)
+		if err != nil {
+			return err
+		}
+		if _, err := policy.Parse(b); err != nil {
+			return &ValueError{policyFileKey, err}
+		}
+		w.out[policyOutput] = r
+	}
 	processes, err := w.processes()
 	if err != nil {
 		return err

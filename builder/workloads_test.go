@@ -40,6 +40,7 @@ func withWorkloads() *Spec {
 	s.Profile.Workloads.From = profiles.FromImage
 	s.Lock.Files = append(s.Lock.Files,
 		source.File{Path: policyKey, SHA256: [32]byte{2}}, source.File{Path: registriesDKey + "[0]", SHA256: [32]byte{3}},
+		source.File{Path: policyFileKey, SHA256: [32]byte{5}},
 		source.File{Path: "workload a docker://r.example/a:1 manifest", SHA256: [32]byte{4}})
 	return s
 }
@@ -48,7 +49,7 @@ func withWorkloads() *Spec {
 // says only where it comes from.
 func TestKeysOfWorkloads(t *testing.T) {
 	const told = "initrd uki disk measure"
-	paths := []string{"workloads.policy", "workloads.registries", "workloads.registries_d", "workloads.cas", "workload.archive"}
+	paths := []string{"workloads.policy", "workloads.policy_file", "workloads.registries", "workloads.registries_d", "workloads.cas", "workload.archive"}
 	special := map[string]string{
 		"workloads.from": "initrd uki disk workloads measure",
 		"machine.memory": told, // half of it is for images
@@ -78,7 +79,7 @@ func TestKeysOfWorkloads(t *testing.T) {
 	for _, c := range []struct{ key, want string }{
 		{policyKey, told}, {registriesDKey + "[0]", told},
 		{"workload a docker://r.example/a:1 manifest", "initrd uki disk workloads measure"},
-		{"initdata", "workloads measure"},
+		{"initdata", "workloads measure"}, {policyFileKey, "workloads measure"},
 	} {
 		s := withWorkloads()
 		file(c.key)(s)
@@ -164,7 +165,7 @@ func containersOn(t *testing.T, release string) *site {
 	dir := "usr/lib/modules/" + release + "/"
 	files := map[string][]byte{
 		"boot/vmlinuz-" + release:       synthetic.Kernel(release),
-		dir + "modules.builtin":         []byte("kernel/sha256_generic.ko\nkernel/hmac.ko\nkernel/virtio_pci.ko\n"),
+		dir + "modules.builtin":         []byte("kernel/sha256_generic.ko\nkernel/hmac.ko\nkernel/virtio_pci.ko\nkernel/ext4.ko\n"),
 		dir + "modules.builtin.modinfo": []byte("sha256_generic.alias=crypto-sha256\x00hmac.alias=crypto-hmac\x00"),
 	}
 	for _, m := range []string{"leaf", "dm-verity", "erofs", "overlay", "virtio_net", "virtio_blk", "veth", "nf_tables", "nft_ct", "nft_chain_nat", "nft_nat", "nft_masq", "loop", "dm-crypt", "dm-integrity", "xts"} {

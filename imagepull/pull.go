@@ -32,25 +32,46 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return e.Name + ": " + e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// Pull gets an image into a store, or leaves nothing there. First the policy and
-// Admit are asked, as Explain does; then every key is unwrapped; then the layers
-// that the store lacks are fetched, several at a time. All is published at once,
-// when every digest, HMAC and diff ID is the right one. A layer that the store has
-// is not fetched again, encrypted or not: its diff ID says what it is.
+// Pull gets an image into a store, or leaves nothing there: Prepare, then Fetch.
 func (p *Puller) Pull(ctx context.Context, n policy.Name, to Store) (*Pulled, error) {
-	pulled, err := p.pull(ctx, n, to)
-	if err == nil || ctx.Err() != nil || !verdict(err) {
-		return pulled, err // as they are
+	im, err := p.Prepare(ctx, n)
+	if err != nil {
+		return nil, err
 	}
-	return nil, &RefusedError{n.String(), err}
+	defer func() { _ = im.Close() }() // it was only read
+	return im.Fetch(ctx, to)
 }
 
-func (p *Puller) pull(ctx context.Context, n policy.Name, to Store) (*Pulled, error) {
+// A Prepared image was judged, and is known but for its layers: none of them was
+// fetched, and no key asked for.
+type Prepared struct {
+	Image
+	Settings v1.Image // the configuration
+
+	name policy.Name
+	job  job // of Fetch, as it begins
+}
+
+// Prepare asks the policy and Admit, as Explain does, and reads the configuration.
+// Close the image in the end; ctx has to last until then.
+func (p *Puller) Prepare(ctx context.Context, n policy.Name) (*Prepared, error) {
+	im, err := p.prepare(ctx, n)
+	if err != nil {
+		return nil, refused(ctx, n, err)
+	}
+	return im, nil
+}
+
+func (p *Puller) prepare(ctx context.Context, n policy.Name) (_ *Prepared, err error) {
 	src, err := p.Source(ctx, n)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = src.Close() }() // it was only read
+	defer func() {
+		if err != nil {
+			_ = src.Close() // it was only read
+		}
+	}()
 	im, err := p.explain(ctx, src, n)
 	if err != nil {
 		return nil, err
@@ -58,11 +79,50 @@ func (p *Puller) pull(ctx context.Context, n policy.Name, to Store) (*Pulled, er
 	if err := im.Err(); err != nil {
 		return nil, err
 	}
-	j := &job{p: p, src: src, to: to, pulled: &Pulled{Image: *im, Manifest: im.manifest}, keep: p.Parts != "" && n.Transport == policy.Docker}
+	out := &Prepared{Image: *im, name: n}
+	j := &out.job
+	j.p, j.src, j.pulled = p, src, &Pulled{Image: *im, Manifest: im.manifest}
+	j.keep = p.Parts != "" && n.Transport == policy.Docker
 	if err := j.describe(ctx); err != nil {
 		return nil, err
 	}
-	mirrors, err := p.mirrors(n)
+	out.Settings = j.pulled.Settings
+	return out, nil
+}
+
+// Close lets go of where the image is.
+func (im *Prepared) Close() error {
+	if im.job.src == nil {
+		return nil
+	}
+	return im.job.src.Close()
+}
+
+// Fetch gets the image into a store, or leaves nothing there, and may be called
+// again then. First every key is unwrapped; then the layers that the store lacks are
+// fetched, several at a time. All is published at once, when every digest, HMAC and
+// diff ID is the right one. A layer that the store has is not fetched again,
+// encrypted or not: its diff ID says what it is.
+func (im *Prepared) Fetch(ctx context.Context, to Store) (*Pulled, error) {
+	pulled, err := im.fetch(ctx, to)
+	if err != nil {
+		return nil, refused(ctx, im.name, err)
+	}
+	return pulled, nil
+}
+
+// refused says of an error that is of the image whose it is. Others are as they are.
+func refused(ctx context.Context, n policy.Name, err error) error {
+	if ctx.Err() != nil || !verdict(err) {
+		return err
+	}
+	return &RefusedError{n.String(), err}
+}
+
+func (im *Prepared) fetch(ctx context.Context, to Store) (*Pulled, error) {
+	j := im.job.again(to)
+	p := j.p
+	mirrors, err := p.mirrors(im.name)
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +197,12 @@ type job struct {
 	written atomic.Int64
 	mu      sync.Mutex
 	parts   []*part
+}
+
+// again is a job like this one, which nobody has begun.
+func (j *job) again(to Store) *job {
+	pulled := *j.pulled
+	return &job{p: j.p, src: j.src, to: to, pulled: &pulled, layers: j.layers, forms: j.forms, keep: j.keep}
 }
 
 // run makes one attempt.

@@ -292,6 +292,50 @@ func TestPullKeysFirst(t *testing.T) {
 	staged(t, st, 0)
 }
 
+// Prepare judges an image and asks for no key and no layer; Fetch gets what was
+// judged, also when its name means another image by then, and again after an error.
+func TestPrepare(t *testing.T) {
+	f, st := newFakeRegistry(t), newStore(t)
+	im := newImage(t, layer{tar: tarOf(t, "a=1"), encrypt: []crypt.Wrapper{crypt.ForCoCo(keyName, layerKey)}})
+	f.put(t, "1", im)
+	p := puller(t, f)
+	keys, failing := 0, errors.New("the broker is away")
+	p.Unwrappers = []crypt.Unwrapper{crypt.CoCo(func(ctx context.Context, id string) ([]byte, error) {
+		if keys++; keys == 1 {
+			return nil, failing
+		}
+		return testKeys(ctx, id)
+	})}
+	prepared, err := p.Prepare(t.Context(), f.name(t, "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer prepared.Close()
+	if d := im.manifest.Layers[0].Digest; keys != 0 || f.asked[d] != 0 {
+		t.Errorf("%d keys and the layer %d times were asked for", keys, f.asked[d])
+	}
+	if prepared.Settings.Config.Cmd[0] != "/bin/app" || prepared.Digest == "" || prepared.Verdict == nil {
+		t.Errorf("got %+v", prepared.Image)
+	}
+	f.put(t, "1", newImage(t, layer{tar: tarOf(t, "b=2")}))
+	if _, err := prepared.Fetch(t.Context(), st); !errors.Is(err, failing) {
+		t.Errorf("got %v", err)
+	}
+	staged(t, st, 0)
+	pulled, err := prepared.Fetch(t.Context(), st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pulled.Digest != prepared.Digest || pulled.DiffIDs[0] != digest.FromBytes(tarOf(t, "a=1")) {
+		t.Errorf("pulled %s, want %s", pulled.Digest, prepared.Digest)
+	}
+	// An image that is refused is refused here.
+	p.Admit = nil
+	if _, err := p.Prepare(t.Context(), f.name(t, "1")); !isRefused(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A layer in the making holds no more than its share of memory, whatever its size.
 func TestPullMemory(t *testing.T) {
 	if testing.Short() {

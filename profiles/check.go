@@ -206,7 +206,7 @@ func (c *checker) text(n *node, k *key, at string) bool {
 	case !k.format.ok(n.text):
 		c.faults.add(n.origin, at, "", "%s: want %s", quote(n.text), k.format.says)
 	default:
-		if k.format.host {
+		if k.format.host && !brokered(n.text) {
 			n.host = hostPath(c.dir, n.text)
 		}
 		return true

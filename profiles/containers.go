@@ -54,6 +54,7 @@ func (r *rules) workloads() {
 	if w.From == "" {
 		return
 	}
+	r.policy()
 	if w.NoProxy != "" && w.Proxy == "" && r.faults.sound("workloads.proxy") {
 		r.fault(spot{"workloads", "no_proxy"}, "", "wants workloads.proxy")
 	}
@@ -75,6 +76,20 @@ func (r *rules) elsewhere() {
 		if t := r.tree.table["workloads"]; t != nil && t.table[name] != nil {
 			r.fault(spot{"workloads", name}, "write it in workloads.json", "the initdata says it, for workloads.from is %s", quote(FromInitdata))
 		}
+	}
+}
+
+// policy judges where the policy and the credentials come from.
+func (r *rules) policy() {
+	w := &r.Workloads
+	if w.From == FromImage && w.PolicyFile != "" && !w.BrokeredPolicy() && r.faults.sound("workloads.policy") {
+		r.fault(spot{"workloads", "policy_file"}, "write policy", "is what the broker has as workloads.policy, which is no kbs:///REPOSITORY/TYPE/TAG")
+	}
+	if w.BrokeredPolicy() {
+		r.brokered(spot{"workloads", "policy"}, w.Policy)
+	}
+	if w.Auth != "" {
+		r.brokered(spot{"workloads", "auth"}, w.Auth)
 	}
 }
 
@@ -108,8 +123,9 @@ func (r *rules) workload(i int, guest map[string]string) {
 		guest[key] = w.Name
 	}
 	for j, m := range w.Mounts {
-		if m.Source == "" && m.Tmpfs == 0 && r.faults.sound("workload[].mounts[].source", "workload[].mounts[].tmpfs") {
-			r.fault(at("mounts", j), "", "source is missing, or tmpfs")
+		if m.Source+m.Volume+m.Secret == "" && m.Tmpfs == 0 && r.faults.sound("workload[].mounts[].source", "workload[].mounts[].tmpfs", "workload[].mounts[].volume", "workload[].mounts[].secret") {
+			r.fault(at("mounts", j), "", "source is missing, or tmpfs, volume or secret")
 		}
 	}
+	r.secrets(i)
 }

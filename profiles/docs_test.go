@@ -52,7 +52,7 @@ func reference() string {
 		switch {
 		case k.name == "" || k.kind == kindList || k.kind == kindMap && k.elem.kind == kindString:
 		case k.kind == kindTable:
-			fmt.Fprintf(&b, "\n### `[%s]`\n\n%s\n", k.path, k.doc)
+			fmt.Fprintf(&b, "\n### `[%s]`\n\n%s\n", strings.ReplaceAll(k.path, "[]", ""), k.doc)
 			rows(&b, k)
 		case k.kind == kindMap:
 			fmt.Fprintf(&b, "\n### `[%s.NAME]`\n\n%s\n", k.path, k.doc)

@@ -55,7 +55,7 @@ type format struct {
 	says    string // what the value is, after "want"
 	pattern *regexp.Regexp
 	check   func(string) bool
-	host    bool // a path on the building host
+	host    bool // a path on the building host, unless it is a URI of the broker
 }
 
 func (f format) ok(s string) bool {
@@ -93,6 +93,12 @@ var formats = makeFormats(
 	format{name: "hex16", says: "16 bytes in lower-case hexadecimal", pattern: regexp.MustCompile(`^[0-9a-f]{32}$`)},
 	format{name: "hex48", says: "48 bytes in lower-case hexadecimal", pattern: regexp.MustCompile(`^[0-9a-f]{96}$`)},
 	format{name: "key", says: "kbs:///REPOSITORY/TYPE/TAG", pattern: regexp.MustCompile(`^kbs:///[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$`)},
+	format{name: "policy", says: "the path of a file, or kbs:///REPOSITORY/TYPE/TAG", check: func(s string) bool { return printable(s) && (!brokered(s) || resource(s)) }, host: true},
+	format{name: "resource", says: "kbs:///REPOSITORY/TYPE/TAG, or kbs://HOST/REPOSITORY/TYPE/TAG", pattern: resourcePattern},
+	format{name: "resources", says: "kbs:///REPOSITORY/TYPE/TAG, kbs:///REPOSITORY/TYPE/ or kbs:///REPOSITORY/", pattern: regexp.MustCompile(`^kbs:///([A-Za-z0-9_-][A-Za-z0-9._-]*/([A-Za-z0-9_-][A-Za-z0-9._-]*/([A-Za-z0-9_-][A-Za-z0-9._-]*)?)?)?$`)},
+	format{name: "secret", says: "kbs:///REPOSITORY/TYPE/TAG, or sealed. and what plinth secret seal writes behind it", pattern: regexp.MustCompile(`^(kbs://[!-~]+|sealed[.][A-Za-z0-9_-]+[.][A-Za-z0-9_-]+[.][A-Za-z0-9_-]+)$`), check: func(s string) bool { return !brokered(s) || resource(s) }},
+	format{name: "broker", says: "https://HOST:PORT, without a path", pattern: regexp.MustCompile(`^https?://([A-Za-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?$`)},
+	format{name: "handle", says: `a persistent handle in quotes, as in "0x81010002"`, pattern: regexp.MustCompile(`^0x81[0-9a-f]{6}$`)},
 	format{name: "cidr", says: "an address and the length of its network, as in 192.0.2.7/24", check: func(s string) bool { p, err := netip.ParsePrefix(s); return err == nil && p.String() == s }},
 	format{name: "ip", says: "an IP address, as in 192.0.2.1", check: func(s string) bool { a, err := netip.ParseAddr(s); return err == nil && a.Zone() == "" }},
 	format{name: "serial", says: "the serial number of a disk: letters, digits and ._-, at most 20", pattern: regexp.MustCompile(`^[A-Za-z0-9._-]{1,20}$`)},
@@ -121,6 +127,14 @@ func Port(s string) (protocol string, guest, container int) {
 	container, _ = strconv.Atoi(c)
 	return protocol, guest, container
 }
+
+var resourcePattern = regexp.MustCompile(`^kbs://(([A-Za-z0-9-]+([.][A-Za-z0-9-]+)*|\[[0-9a-f:]+\])(:[0-9]{1,5})?)?/[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*$`)
+
+// brokered tells a name at the broker from a path.
+func brokered(s string) bool { return strings.HasPrefix(s, "kbs://") }
+
+// resource tells whether s is the name of a secret at a broker.
+func resource(s string) bool { return resourcePattern.MatchString(s) }
 
 func printable(s string) bool {
 	return s != "" && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0

@@ -48,6 +48,9 @@ type Profile struct {
 	Workloads Workloads  `toml:"workloads" doc:"Container images that the guest pulls, checks, measures and runs. Absent: none."`
 	Workload  []Workload `toml:"workload" doc:"A container, one table each, started in this order; an entry of the same name in an extended profile is changed. For workloads.from = image."`
 
+	Attestation Attestation `toml:"attestation" doc:"What the guest is attested by, and the brokers that give it secrets for it. Absent: it shows no evidence and has no broker."`
+	Volume      []Volume    `toml:"volume" doc:"A disk that the guest encrypts, one table each, opened before the first container is made; an entry of the same name in an extended profile is changed."`
+
 	SecureBoot SecureBoot `toml:"secure_boot" doc:"Authenticode signature of the image and the keys that the firmware checks it with. Absent: unsigned."`
 	PCRPolicy  PCRPolicy  `toml:"pcr_policy" doc:"Signed PCR 11 policy, as systemd-measure makes it. Absent: none."`
 	Machine    Machine    `toml:"machine" doc:"The virtual machine that boot runs and measure predicts."`
@@ -265,14 +268,15 @@ type Network struct {
 // Workloads is what holds for all container images of the guest.
 type Workloads struct {
 	From         string   `toml:"from" enum:"image|initdata" doc:"Where the one list of workloads comes from: this profile, in the image, or the part workloads.json of the initdata that the guest is given. The measured command line says which. With initdata, the keys below but event_pcr, pcr_23, memory and disk are for that document to say."`
-	Policy       string   `toml:"policy" format:"file" doc:"Which signatures images must have, a policy.json as containers-policy.json(5) describes it; keyPath in it is a path of the guest. Absent: every image is rejected."`
+	Policy       string   `toml:"policy" format:"policy" doc:"Which signatures images must have, a policy.json as containers-policy.json(5) describes it; keyPath in it is a path of the guest, or kbs:///REPOSITORY/TYPE/TAG. In the place of the file, what the broker calls it: kbs:///REPOSITORY/TYPE/TAG. Absent: every image is rejected."`
+	PolicyFile   string   `toml:"policy_file" json:",omitempty" format:"file" doc:"The policy that the broker will give: with it the register of workloads is predicted. It is not in the image."`
 	Admit        []string `toml:"admit,unique" enum:"encrypted+signed|encrypted+unsigned|plain+signed|plain+unsigned" doc:"Kinds of images that are taken at all, whatever the policy says. Absent: the two that are signed."`
 	Registries   string   `toml:"registries" format:"file" doc:"Mirrors, blocked and insecure registries, a registries.conf of version 2."`
 	RegistriesD  []string `toml:"registries_d,unique" format:"file" doc:"Where signatures lie: the YAML files of containers-registries.d(5)."`
 	CAs          string   `toml:"cas" format:"file" doc:"Certificates in PEM that registries are trusted by, besides those of the root file system."`
 	Proxy        string   `toml:"proxy" format:"url" doc:"Proxy for registries, http://HOST:PORT."`
 	NoProxy      string   `toml:"no_proxy" format:"line" doc:"What is reached without it, as the variable NO_PROXY."`
-	Auth         string   `toml:"auth" format:"key" doc:"Name of the registries' credentials at the key broker, which are an auth.json. They are never in the image."`
+	Auth         string   `toml:"auth" format:"resource" doc:"Name of the registries' credentials at the key broker, which are an auth.json. They are never in the image."`
 	ImageService bool     `toml:"image_service" doc:"Let programs of the root file system pull images by the interface of CoCo's confidential-data-hub, under the same policy."`
 	MaxSize      int      `toml:"max_size" min:"1" max:"16777216" doc:"The most that one image may hold, unpacked, in MiB. Absent: 64 GiB, or what there is room for."`
 	MaxFiles     int      `toml:"max_files" min:"1" max:"1000000000" doc:"The most files that one image may have. Absent: the puller's default."`
@@ -289,7 +293,7 @@ type Workload struct {
 	Archive string            `toml:"archive" format:"file" doc:"The OCI archive that such a disk will hold: the image must be the one that is in it."`
 	Command []string          `toml:"command" format:"word" doc:"Program and arguments in the place of the image's Entrypoint and Cmd."`
 	Args    []string          `toml:"args" format:"word" doc:"Arguments in the place of the image's Cmd."`
-	Env     map[string]string `toml:"env" format:"variable" doc:"Environment besides the image's. Names are measured as they are, values in a digest. No place for secrets."`
+	Env     map[string]string `toml:"env" format:"variable" doc:"Environment besides the image's. Names are measured as they are, values in a digest. No place for secrets, but for sealed ones: a value that begins with sealed. is opened in the guest."`
 	Dir     string            `toml:"dir" format:"guest" doc:"Working directory. Absent: the image's."`
 	User    string            `toml:"user" format:"user" doc:"User, or USER:GROUP, names as the image has them. Absent: the image's."`
 
@@ -306,13 +310,25 @@ type Workload struct {
 	Restart      string   `toml:"restart" enum:"failure|always" doc:"Start it again: failure, when it ended otherwise than with status 0, or always. Absent: never."`
 	Output       string   `toml:"output" enum:"console" doc:"console: what it prints goes to the console, which the host reads. Absent: nobody sees it."`
 	Exec         bool     `toml:"exec" doc:"Programs of the guest may run others in the container."`
+	API          API      `toml:"api" json:",omitzero" doc:"What the container may ask of the guest, by HTTP at 127.0.0.1:8006 of its own network, as CoCo's api-server-rest has it. Absent: nobody listens there."`
 }
 
-// Mount is a place of a container that is not in its image: exactly one of Tmpfs and Source is given.
+// API is what a container may ask of the guest.
+type API struct {
+	Resources []string `toml:"resources,unique" format:"resources" doc:"What it may have of the broker: kbs:///REPOSITORY/TYPE/TAG, or kbs:///REPOSITORY/TYPE/ and kbs:///REPOSITORY/ for all below."`
+	Evidence  bool     `toml:"evidence" doc:"Evidence of the guest, over data of its choice: by that it can attest as the guest and have all that the guest may have, whatever resources says."`
+	Token     bool     `toml:"token" doc:"The broker's token for the guest."`
+	TEEKey    bool     `toml:"tee_key" doc:"With the token the private key that the broker encrypts secrets to: whoever has both has all that the guest may have. Wants token."`
+	Measure   bool     `toml:"measure" doc:"It may extend events of its own into the register of workloads, in domains that are not the agent's."`
+}
+
+// Mount is a place of a container that is not in its image: exactly one of Tmpfs, Source, Volume and Secret is given.
 type Mount struct {
 	Path   string `toml:"path,id" format:"guest" doc:"Absolute path in the container."`
-	Source string `toml:"source" format:"guest" excludes:"tmpfs" doc:"File or directory of the root file system, read-only."`
-	Tmpfs  int    `toml:"tmpfs" min:"1" max:"1048576" doc:"Memory of its own, of at most so many MiB."`
+	Source string `toml:"source" format:"guest" excludes:"tmpfs volume secret" doc:"File or directory of the root file system, read-only."`
+	Tmpfs  int    `toml:"tmpfs" min:"1" max:"1048576" excludes:"volume secret" doc:"Memory of its own, of at most so many MiB."`
+	Volume string `toml:"volume" json:",omitempty" format:"label" excludes:"secret" doc:"Name of a [[volume]]."`
+	Secret string `toml:"secret" json:",omitempty" format:"secret" doc:"A file in memory, read-only: what the broker calls kbs:///REPOSITORY/TYPE/TAG, or the plaintext of a sealed secret, sealed.… as plinth secret seal writes it."`
 }
 
 // Sources of workloads, see Workloads.From.

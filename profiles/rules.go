@@ -58,6 +58,8 @@ func (r *rules) judge() {
 	r.agent()
 	r.network()
 	r.workloads()
+	r.attestation()
+	r.volumes()
 	r.signing()
 }
 

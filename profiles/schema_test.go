@@ -313,7 +313,10 @@ args = ["c"]
 env = { A = "" }
 dir = "/d"
 user = "e:f"
-mounts = [{ path = "/g", source = "/h" }, { path = "/i", tmpfs = 1 }]
+mounts = [
+  { path = "/g", source = "/h" }, { path = "/i", tmpfs = 1 }, { path = "/v", volume = "v" }, { path = "/s", secret = "kbs://kbs.example.com:8443/a/b/c" },
+  { path = "/t", secret = "sealed.e30.e30.AA" },
+]
 ports = ["80:8080", "80:53/udp"]
 network = "nat"
 memory = 1
@@ -325,11 +328,34 @@ devices = ["vendor.example/class=name"]
 restart = "failure"
 output = "console"
 exec = true
+[workload.api]
+resources = ["kbs:///a/b/c", "kbs:///a/b/", "kbs:///a/"]
+evidence = true
+token = true
+tee_key = true
+measure = true
 [[workload]]
 name = "b"
 image = "oci-archive:/dev/disk/by-id/virtio-b"
 archive = "b.tar"
 read_only = true
+[attestation]
+tee = "tpm"
+brokers = [{ url = "https://kbs.example.com:8443", cas = "c" }, { url = "https://[2001:db8::1]" }]
+key = "RSA-OAEP-256"
+hashes = ["sha512", "sha256"]
+ak_handle = "0x81010002"
+services = true
+[[volume]]
+name = "v"
+disk = "v0"
+key = "kbs:///a/b/c"
+integrity = true
+filesystem = "ext4"
+format = true
+[[volume]]
+name = "w"
+disk = "w0"
 [secure_boot]
 key = "k"
 cert = "c"
@@ -386,6 +412,9 @@ gateways = ["192.0.2.1"]
 [workloads]
 from = "initdata"
 disk = "images"
+policy_file = "p"
+[attestation]
+from_initdata = true
 `}
 
 // zeros is a SHA-256 in hexadecimal.

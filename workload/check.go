@@ -39,7 +39,11 @@ func (c *Config) checkDocument() error {
 	switch {
 	case c.Schema != Schema:
 		return fmt.Errorf("schema is %d, want %d", c.Schema, Schema)
-	case c.Auth != "" && !keyName.MatchString(c.Auth):
+	case c.Policy != nil && c.PolicyFrom != "":
+		return fmt.Errorf("policy_from: want none beside policy")
+	case c.PolicyFrom != "" && !ResourceName(c.PolicyFrom):
+		return fmt.Errorf("policy_from: %.100q: want \"kbs:///REPOSITORY/TYPE/TAG\"", c.PolicyFrom)
+	case c.Auth != "" && !ResourceName(c.Auth):
 		return fmt.Errorf("auth: %.100q: want \"kbs:///REPOSITORY/TYPE/TAG\"", c.Auth)
 	case c.Proxy != nil && !proxyURL.MatchString(c.Proxy.HTTPS):
 		return fmt.Errorf("proxy: https: %.100q: want \"http://HOST:PORT\"", c.Proxy.HTTPS)
@@ -55,10 +59,7 @@ func (c *Config) checkDocument() error {
 	return nil
 }
 
-var (
-	keyName  = regexp.MustCompile(`^kbs:///[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$`)
-	proxyURL = regexp.MustCompile(`^https?://[A-Za-z0-9.:\[\]-]+/?$`)
-)
+var proxyURL = regexp.MustCompile(`^https?://[A-Za-z0-9.:\[\]-]+/?$`)
 
 func (c *Config) checkAdmit() error {
 	for i, a := range c.Admit {
@@ -106,7 +107,7 @@ func (c *Config) checkPorts() error {
 }
 
 func (p *Process) check() error {
-	for _, f := range []func() error{p.checkImage, p.checkProgram, p.checkMounts, p.checkNetwork, p.checkBounds, p.checkRights} {
+	for _, f := range []func() error{p.checkImage, p.checkProgram, p.checkMounts, p.checkNetwork, p.checkBounds, p.checkRights, p.checkAPI} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -191,6 +192,9 @@ func (p *Process) checkProgram() error {
 		if !variable(name, value) {
 			return fmt.Errorf("env: %.100q: not a variable's name or value", name)
 		}
+		if strings.HasPrefix(value, sealedPrefix) && !Sealed(value) {
+			return fmt.Errorf("env: %.100q: its value begins as a sealed secret and is none", name)
+		}
 	}
 	if p.Dir != "" && !clean(p.Dir) {
 		return fmt.Errorf("dir %.200q: want an absolute path", p.Dir)
@@ -231,16 +235,30 @@ func (p *Process) checkMounts() error {
 			return fmt.Errorf("mounts[%d]: path %.200q: want an absolute one of its own, not the root", i, m.Path)
 		case reserved(m.Path):
 			return fmt.Errorf("mounts[%d]: %s: there is what every container gets", i, m.Path)
-		case (m.TmpfsMiB == 0) == (m.Source == ""):
-			return fmt.Errorf("mounts[%d]: %s: want one of tmpfs_mib and source", i, m.Path)
+		case m.kinds() != 1:
+			return fmt.Errorf("mounts[%d]: %s: want one of tmpfs_mib, source, volume and secret", i, m.Path)
 		case m.TmpfsMiB < 0 || m.TmpfsMiB > maxMiB:
 			return fmt.Errorf("mounts[%d]: %s: tmpfs_mib %d: want 1 to %d", i, m.Path, m.TmpfsMiB, maxMiB)
 		case m.Source != "" && (!clean(m.Source) || m.Source == "/" || shown(m.Source)):
 			return fmt.Errorf("mounts[%d]: %s: source %.200q: want a file or directory of the root file system", i, m.Path, m.Source)
+		case m.Volume != "" && !VolumeName(m.Volume):
+			return fmt.Errorf("mounts[%d]: %s: volume %.100q: want the name of one", i, m.Path, m.Volume)
+		case m.Secret != "" && !ResourceName(m.Secret) && !Sealed(m.Secret):
+			return fmt.Errorf("mounts[%d]: %s: secret %.100q: want \"kbs:///REPOSITORY/TYPE/TAG\" or a sealed secret", i, m.Path, m.Secret)
 		}
 		seen[m.Path] = true
 	}
 	return nil
+}
+
+// kinds is how many things a mount says are there.
+func (m *Mount) kinds() (n int) {
+	for _, said := range []bool{m.TmpfsMiB != 0, m.Source != "", m.Volume != "", m.Secret != ""} {
+		if said {
+			n++
+		}
+	}
+	return n
 }
 
 // reserved tells whether the runner puts something there itself.

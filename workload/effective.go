@@ -51,7 +51,7 @@ func (p *Process) Effective(image *v1.ImageConfig) (*Effective, error) {
 		Args: p.args(image), Dir: p.Dir, User: orElse(p.User, image.User),
 		Mounts: slices.Clone(p.Mounts), Ports: slices.Clone(p.Ports), Network: orElse(p.Network, NetworkNAT), Resources: p.Resources,
 		Capabilities: slices.Sorted(slices.Values(p.Capabilities)), ReadOnly: p.ReadOnly, ScratchMiB: p.ScratchMiB,
-		Devices: slices.Clone(p.Devices), Restart: p.Restart, Output: p.Output, Exec: p.Exec, API: p.API,
+		Devices: slices.Clone(p.Devices), Restart: p.Restart, Output: p.Output, Exec: p.Exec, API: p.API.sorted(),
 	}
 	for i := range e.Ports {
 		e.Ports[i].Protocol = orElse(e.Ports[i].Protocol, "tcp")
@@ -76,6 +76,16 @@ func (p *Process) Effective(image *v1.ImageConfig) (*Effective, error) {
 		return nil, fmt.Errorf("workload %s: %w", p.Name, err)
 	}
 	return e, nil
+}
+
+// sorted is a copy in which the order of grants makes no difference.
+func (a *API) sorted() *API {
+	if a == nil {
+		return nil
+	}
+	out := *a
+	out.Resources = slices.Sorted(slices.Values(a.Resources))
+	return &out
 }
 
 func (p *Process) args(image *v1.ImageConfig) []string {

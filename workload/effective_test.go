@@ -65,10 +65,11 @@ func TestEffective(t *testing.T) {
 	c := sample()
 	e, err = c.Workloads[0].Effective(image)
 	want = &Effective{
-		Args: []string{"/app", "", "-v"}, Env: []string{"PATH=/bin", "A=", "B=x=y"}, Dir: "/srv", User: "app:1000", StopSignal: "SIGQUIT",
+		Args: []string{"/app", "", "-v"}, Env: []string{"PATH=/bin", "A=", "B=x=y", "C=sealed.e30.e30.AA"}, Dir: "/srv", User: "app:1000", StopSignal: "SIGQUIT",
 		Mounts: c.Workloads[0].Mounts, Ports: []Port{{"tcp", 80, 8080}, {"udp", 80, 80}}, Network: NetworkNAT, Resources: Resources{1, 1, 1},
 		Capabilities: []string{"CAP_CHOWN", "CAP_NET_ADMIN"}, ScratchMiB: 1, Devices: []string{"vendor.example/class=name"},
-		Restart: RestartAlways, Output: OutputConsole, Exec: true, API: c.Workloads[0].API,
+		Restart: RestartAlways, Output: OutputConsole, Exec: true,
+		API: &API{Resources: []string{"kbs:///a/", "kbs:///a/b/", "kbs:///b/c/d"}, Evidence: true, Token: true, TEEKey: true, Measure: true},
 	}
 	if err != nil || !same(e, want) {
 		t.Errorf("got %+v, %v, want %+v", e, err, want)

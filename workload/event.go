@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	_ "crypto/sha512" // of RTMRs and of banks
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -90,10 +91,26 @@ func (c *Config) Events(admitted []Admitted) ([]Event, error) {
 	return out, err
 }
 
-// policyEvent has the digest of the policy's canonical JSON: agent.json and
-// initdata may write one policy with other spaces. Without a policy, nothing is
+// WithPolicy is c with the policy that the broker gave by the name PolicyFrom.
+func (c *Config) WithPolicy(policy []byte) (*Config, error) {
+	if c.PolicyFrom == "" || c.Policy != nil {
+		return nil, fmt.Errorf("workloads: policy: nothing is asked of a broker")
+	}
+	if !json.Valid(policy) {
+		return nil, fmt.Errorf("workloads: policy %s: not JSON", c.PolicyFrom)
+	}
+	out := *c
+	out.Policy = slices.Clone(policy)
+	return &out, nil
+}
+
+// policyEvent has the digest of the policy's canonical JSON: agent.json, initdata
+// and brokers may write one policy with other spaces. Without a policy, nothing is
 // admitted, and there is no digest.
 func (c *Config) policyEvent() (Event, error) {
+	if c.PolicyFrom != "" && c.Policy == nil {
+		return Event{}, fmt.Errorf("workloads: policy %s: not known yet", c.PolicyFrom)
+	}
 	content := map[string]any{}
 	if c.Policy != nil {
 		b, err := jcs.Transform(c.Policy)

@@ -18,6 +18,7 @@ func (c *Config) check() error {
 	for _, f := range []func() error{
 		c.checkCmdline, c.checkModules, c.checkTPM, c.checkPhases, c.checkServices, c.checkExtra, c.checkDebug,
 		c.checkWorkloads, c.checkNetwork, c.checkStorage, c.checkEvents, c.checkTestKeys,
+		c.checkAttestation, c.checkVolumes, c.checkSecrets,
 	} {
 		if err := f(); err != nil {
 			return err

@@ -21,13 +21,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/plinth-os/plinth/agent/imageservice/api"
 	"github.com/plinth-os/plinth/imagepull"
 	"github.com/plinth-os/plinth/imagepull/policy"
 )
-
-// The interface as protoc wrote it: protoc 3.21.12, protoc-gen-go v1.36.11 and
-// protoc-gen-go-ttrpc v1.2.10.
-//go:generate protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative image.proto
 
 // Socket is where callers look for the service.
 const Socket = "/run/confidential-containers/cdh.sock"
@@ -74,7 +71,8 @@ type call struct {
 	err    error
 }
 
-// Listen makes the socket. None but root connects to it: see Serve.
+// Listen makes a socket for programs of the root file system. None but the agent's own
+// user connects to it.
 func Listen(socket string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return nil, err
@@ -89,24 +87,11 @@ func Listen(socket string) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers the calls of processes of the user that the agent runs as, until ctx
-// ends. A user of that number in a container's namespace is another.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	srv, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
-	if err != nil {
-		return err
-	}
-	RegisterImagePullServiceService(srv, s)
-	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
-	defer stop()
-	if err := srv.Serve(ctx, l); !errors.Is(err, ttrpc.ErrServerClosed) {
-		return err
-	}
-	return nil
-}
+// Register makes srv answer the calls. Who may connect is for srv to say.
+func (s *Server) Register(srv *ttrpc.Server) { api.RegisterImagePullServiceService(srv, s) }
 
 // PullImage is api.ImagePullService's.
-func (s *Server) PullImage(ctx context.Context, r *ImagePullRequest) (*ImagePullResponse, error) {
+func (s *Server) PullImage(ctx context.Context, r *api.ImagePullRequest) (*api.ImagePullResponse, error) {
 	image, err := s.check(r)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -123,11 +108,11 @@ func (s *Server) PullImage(ctx context.Context, r *ImagePullRequest) (*ImagePull
 	if c.err != nil {
 		return nil, status.Error(codes.Internal, fmt.Sprintf("%s: %v", image, c.err))
 	}
-	return &ImagePullResponse{ManifestDigest: c.digest}, nil
+	return &api.ImagePullResponse{ManifestDigest: c.digest}, nil
 }
 
 // check judges what a caller wants. Names of images come without a transport.
-func (s *Server) check(r *ImagePullRequest) (image string, err error) {
+func (s *Server) check(r *api.ImagePullRequest) (image string, err error) {
 	image = r.ImageUrl
 	if !strings.HasPrefix(image, policy.Docker+"://") {
 		image = policy.Docker + "://" + image

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -17,12 +16,11 @@ import (
 	"github.com/containerd/ttrpc"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/plinth-os/plinth/agent/imageservice/api"
 	"github.com/plinth-os/plinth/imagepull"
-	"github.com/plinth-os/plinth/internal/testenv"
 )
 
 const (
@@ -90,7 +88,7 @@ func (g *fakeGuest) lines() []string {
 
 // serve starts a service and returns a client of it, and the directory that stands
 // for "/".
-func serve(t *testing.T, g *fakeGuest) (ImagePullServiceService, string) {
+func serve(t *testing.T, g *fakeGuest) (api.ImagePullServiceService, string) {
 	t.Helper()
 	root := t.TempDir()
 	if err := os.Mkdir(filepath.Join(root, "run"), 0o755); err != nil {
@@ -104,12 +102,16 @@ func serve(t *testing.T, g *fakeGuest) (ImagePullServiceService, string) {
 	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("the socket is %v, %v", fi.Mode(), err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	(&Server{Guest: g, Root: root, Logf: t.Logf}).Register(srv)
 	done := make(chan error, 1)
-	go func() { done <- (&Server{Guest: g, Root: root, Logf: t.Logf}).Serve(ctx, l) }()
+	go func() { done <- srv.Serve(context.Background(), l) }()
 	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
+		_ = srv.Close() // of the listener, which Serve closes as well
+		if err := <-done; !errors.Is(err, ttrpc.ErrServerClosed) {
 			t.Error(err)
 		}
 	})
@@ -119,13 +121,13 @@ func serve(t *testing.T, g *fakeGuest) (ImagePullServiceService, string) {
 	}
 	c := ttrpc.NewClient(conn)
 	t.Cleanup(func() { c.Close() })
-	return NewImagePullServiceClient(c), root
+	return api.NewImagePullServiceClient(c), root
 }
 
 func TestPullImage(t *testing.T) {
 	g := &fakeGuest{}
 	c, root := serve(t, g)
-	r, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/c1"})
+	r, err := c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/c1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,17 +160,17 @@ func TestPullImage(t *testing.T) {
 		t.Errorf("got %s", b)
 	}
 	// Whoever asks again gets the same, and nothing is done twice.
-	r, err = c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: "docker://" + name, BundlePath: "/run/kata-containers/c1"})
+	r, err = c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: "docker://" + name, BundlePath: "/run/kata-containers/c1"})
 	if err != nil || r.ManifestDigest != manifest || len(g.lines()) != 3 {
 		t.Errorf("%v, %v, %q", r, err, g.lines())
 	}
-	_, err = c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: "registry.example.com/other:1", BundlePath: "/run/kata-containers/c1"})
+	_, err = c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: "registry.example.com/other:1", BundlePath: "/run/kata-containers/c1"})
 	wantCode(t, err, codes.AlreadyExists, "it is for docker://"+name)
 	// A bundle that is gone is made anew.
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/c1"}); err != nil || len(g.lines()) != 6 {
+	if _, err := c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/c1"}); err != nil || len(g.lines()) != 6 {
 		t.Errorf("%v, %q", err, g.lines())
 	}
 }
@@ -210,7 +212,7 @@ func TestRefusedCalls(t *testing.T) {
 				t.Fatal(err)
 			}
 			for range 2 { // one that failed is tried anew
-				_, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: tt.image, BundlePath: tt.bundle})
+				_, err := c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: tt.image, BundlePath: tt.bundle})
 				wantCode(t, err, tt.code, tt.want)
 			}
 			if got := g.lines(); len(got) != 2*tt.lines {
@@ -233,7 +235,7 @@ func TestLinks(t *testing.T) {
 		if err := errors.Join(os.MkdirAll(images, 0o700), os.MkdirAll(filepath.Dir(root+link), 0o700), os.Symlink(images, root+link)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: name, BundlePath: Bundles + "/link/x"}); err == nil {
+		if _, err := c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: name, BundlePath: Bundles + "/link/x"}); err == nil {
 			t.Errorf("%s: no error", link)
 		}
 		if names, err := os.ReadDir(images); err != nil || len(names) > 0 || len(g.lines()) > 0 {
@@ -248,7 +250,7 @@ func TestConfigRace(t *testing.T) {
 	c, root := serve(t, g)
 	other := filepath.Join(root, Bundles, "x", configFile)
 	g.pulling = func() { _ = os.WriteFile(other, []byte("other"), 0o600) }
-	_, err := c.PullImage(t.Context(), &ImagePullRequest{ImageUrl: name, BundlePath: Bundles + "/x"})
+	_, err := c.PullImage(t.Context(), &api.ImagePullRequest{ImageUrl: name, BundlePath: Bundles + "/x"})
 	wantCode(t, err, codes.Internal, "exist")
 	if b, err := os.ReadFile(other); err != nil || string(b) != "other" {
 		t.Errorf("it is %q, %v", b, err)
@@ -263,7 +265,7 @@ func TestConfigRace(t *testing.T) {
 func TestImpatientCaller(t *testing.T) {
 	g := &fakeGuest{gate: make(chan struct{})}
 	c, _ := serve(t, g)
-	r := &ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/x"}
+	r := &api.ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/x"}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := c.PullImage(ctx, r); err == nil {
@@ -276,46 +278,5 @@ func TestImpatientCaller(t *testing.T) {
 	}
 	if got := g.lines(); len(got) != 3 {
 		t.Errorf("got %q, want one pull", got)
-	}
-}
-
-// Another user is not answered, even where the socket lets it in.
-func TestOtherUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		testenv.Missing(t, "root", "not root")
-	}
-	g := &fakeGuest{}
-	_, root := serve(t, g)
-	socket := filepath.Join(root, "run/confidential-containers/cdh.sock")
-	for dir := socket; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o777); err != nil {
-			t.Fatal(err)
-		}
-	}
-	type dialled struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan dialled)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its user
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 {
-			done <- dialled{err: errno}
-			return
-		}
-		conn, err := net.Dial("unix", socket)
-		done <- dialled{conn, err}
-	}()
-	d := <-done
-	if d.err != nil {
-		t.Fatal(d.err)
-	}
-	c := ttrpc.NewClient(d.conn)
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	_, err := NewImagePullServiceClient(c).PullImage(ctx, &ImagePullRequest{ImageUrl: name, BundlePath: "/run/kata-containers/x"})
-	if err == nil || len(g.lines()) != 0 {
-		t.Errorf("got %v, %q", err, g.lines())
 	}
 }

@@ -25,7 +25,7 @@ func (c *Container) config(u *user) (*config, error) {
 		// gets there.
 		return nil, errors.New("CAP_SYS_ADMIN: not where the guest's root is the initrd")
 	}
-	mounts, err := c.mounts()
+	mounts, err := c.mounts(u)
 	if err != nil {
 		return nil, err
 	}
@@ -133,11 +133,11 @@ func baseMounts() []specs.Mount {
 	}
 }
 
-func (c *Container) mounts() ([]specs.Mount, error) {
+func (c *Container) mounts(u *user) ([]specs.Mount, error) {
 	out := baseMounts()
 	own := slices.SortedStableFunc(slices.Values(c.effective.Mounts), func(a, b workload.Mount) int { return strings.Compare(a.Path, b.Path) })
 	for _, m := range own { // a directory is there before what lies in it
-		om, err := c.mount(m)
+		om, err := c.mount(m, u)
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Path, err)
 		}
@@ -153,15 +153,25 @@ func (c *Container) mounts() ([]specs.Mount, error) {
 }
 
 // mount is one that the workload names. Memory is everybody's inside, as /tmp is.
-func (c *Container) mount(m workload.Mount) (specs.Mount, error) {
+func (c *Container) mount(m workload.Mount, u *user) (specs.Mount, error) {
 	if !path.IsAbs(m.Path) || path.Clean(m.Path) != m.Path || m.Path == "/" || system(m.Path) {
 		return specs.Mount{}, errors.New("not a place for mounts")
 	}
-	if m.Source == "" {
+	bind := specs.Mount{Destination: m.Path, Type: "bind", Options: []string{"bind", "ro", "nosuid", "nodev"}}
+	var err error
+	switch {
+	case m.Source != "":
+		bind.Source, err = c.mountSource(m.Source)
+	case m.Volume != "":
+		bind.Options = []string{"bind", "rw", "nosuid", "nodev"}
+		bind.Source, err = c.mountVolume(m.Volume)
+	case m.Secret != "":
+		bind.Options = append(bind.Options, "noexec")
+		bind.Source, err = c.mountSecret(m.Path, u)
+	default:
 		return specs.Mount{Destination: m.Path, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", tmpfsSize(m.TmpfsMiB)}}, nil
 	}
-	source, err := c.mountSource(m.Source)
-	return specs.Mount{Destination: m.Path, Type: "bind", Source: source, Options: []string{"bind", "ro", "nosuid", "nodev"}}, err
+	return bind, err
 }
 
 // system tells whether the kernel shows itself there.

@@ -27,7 +27,8 @@ type Container struct {
 	effective *workload.Effective
 	slot      int
 	process   *specs.Process
-	sources   int // mounts below sourcesDir
+	sources   int   // mounts below sourcesDir
+	given     given // while it is made
 	address   netip.Addr
 	attached  bool
 
@@ -322,7 +323,7 @@ func (c *Container) unknown() bool {
 // removeFiles takes away the files and empty directories that are directly there, and
 // fails on anything that is mounted or that somebody else filled: it never descends.
 func (c *Container) removeFiles(context.Context) error {
-	for _, dir := range []string{c.path(sourcesDir), c.dir} {
+	for _, dir := range []string{c.path(sourcesDir), c.path(secretsDir), c.dir} {
 		entries, err := os.ReadDir(dir)
 		for _, e := range entries {
 			if err == nil {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/plinth-os/plinth/internal/testenv"
 	"github.com/plinth-os/plinth/workload"
 )
 
@@ -197,7 +198,7 @@ func TestInitrdRoot(t *testing.T) {
 
 func TestMakeWorkDir(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("gives files away")
+		testenv.Missing(t, "root", "gives files away")
 	}
 	c := &Container{dir: t.TempDir()}
 	outside := filepath.Join(c.dir, "outside")

@@ -198,16 +198,7 @@ func (c *Container) mountSource(name string) (string, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", err
 	}
-	c.sources++
-	target := filepath.Join(c.path(sourcesDir), fmt.Sprint(c.sources))
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		err = os.Mkdir(target, 0o711)
-	case unix.S_IFREG:
-		err = writeFile(target, nil, 0o600)
-	default:
-		err = errors.New("want a file or a directory")
-	}
+	target, err := c.place(st.Mode & unix.S_IFMT)
 	if err == nil {
 		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 		err = cloneMount(fd, "", target, attr)
@@ -216,6 +207,19 @@ func (c *Container) mountSource(name string) (string, error) {
 		return "", fmt.Errorf("source %s: %w", name, err)
 	}
 	return target, nil
+}
+
+// place makes what something is mounted on for the container.
+func (c *Container) place(kind uint32) (string, error) {
+	c.sources++
+	target := filepath.Join(c.path(sourcesDir), fmt.Sprint(c.sources))
+	switch kind {
+	case unix.S_IFDIR:
+		return target, os.Mkdir(target, 0o711)
+	case unix.S_IFREG:
+		return target, writeFile(target, nil, 0o600)
+	}
+	return "", errors.New("want a file or a directory")
 }
 
 // unmount takes all mounts of the container away, the last first. The process is

@@ -57,6 +57,8 @@ type Spec struct {
 	Process    *workload.Process   // for Network alone
 	Effective  *workload.Effective // everything that decides how it runs
 	ResolvConf []byte              // /etc/resolv.conf inside
+	Volumes    map[string]string   // where file systems are mounted that Effective.Mounts name; they must know idmapped mounts (ext4 does)
+	Secrets    map[string][]byte   // of Effective.Mounts, by Path; not kept
 	Output     io.Writer           // what it prints; nil: read and dropped. A slow Writer loses lines, it never holds the container up
 }
 
@@ -179,6 +181,8 @@ func (c *Container) create(ctx context.Context, s Spec) error {
 		return fmt.Errorf("user namespace: %w", err)
 	}
 	defer userns.Close()
+	c.given = given{userns: userns, volumes: s.Volumes, secrets: s.Secrets}
+	defer func() { c.given = given{} }()
 	if err := c.mountImage(s.Root, userns); err != nil {
 		return err
 	}
@@ -211,7 +215,8 @@ const (
 	imageDir    = "image"   // the image, with the container's user IDs
 	scratchDir  = "scratch" // tmpfs: what the container writes to its root
 	rootDir     = "rootfs"  // both together
-	sourcesDir  = "sources" // what of the measured root it sees
+	sourcesDir  = "sources" // what of the measured root it sees, and what else the guest gives it
+	secretsDir  = "secrets" // files of secrets
 	resolvFile  = "resolv.conf"
 	hostsFile   = "hosts"
 	nameFile    = "hostname"
@@ -230,7 +235,7 @@ func (c *Container) makeDir(s Spec) error {
 	if err := os.Mkdir(c.dir, 0o711); err != nil {
 		return err
 	}
-	for _, d := range []string{imageDir, scratchDir, rootDir, sourcesDir} {
+	for _, d := range []string{imageDir, scratchDir, rootDir, sourcesDir, secretsDir} {
 		if err := os.Mkdir(c.path(d), 0o711); err != nil {
 			return err
 		}

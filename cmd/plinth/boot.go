@@ -37,7 +37,7 @@ func newBoot(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "boot DIR|PROFILE",
 		Short: "Boot an image under QEMU with OVMF and swtpm, and compare it with its prediction",
-		Long: `Boots the image in DIR (or out/PROFILE) with a fresh software TPM. The guest
+		Long: `Boots the image in DIR (or out/PROFILE) with a software TPM. The guest
 reports its registers, its event log and its root file system over a virtio-serial
 port.
 
@@ -69,6 +69,7 @@ report. --record asks QEMU for a trust domain's ACPI tables and boots nothing.`,
 	fl.IntVar(&f.memory, "memory", 0, "memory in MiB (default: the profile's)")
 	fl.StringArrayVar(&f.devices.publish, "publish", nil, "let a port of 127.0.0.1 lead to one of the guest: [HOST:]GUEST[/udp]")
 	fl.StringArrayVar(&f.devices.disks, "disk", nil, "attach a raw file as a disk: SERIAL=FILE[:rw]")
+	fl.StringVar(&f.devices.tpm, "tpm-state", "", "keep the TPM's keys in this directory, so that a broker knows the machine again (default: a TPM of its own for each boot)")
 	fl.DurationVar(&f.timeout, "timeout", 3*time.Minute, "give up after this time")
 	return cmd
 }

@@ -8,7 +8,10 @@ import (
 )
 
 // deviceFlags are what a booted machine has beside the image's own disk.
-type deviceFlags struct{ publish, disks []string }
+type deviceFlags struct {
+	publish, disks []string
+	tpm            string // directory of the TPM's state
+}
 
 // maxSerial is the length of a virtio disk's serial number: Virtual I/O Device
 // 1.2, 5.2.6, VIRTIO_BLK_T_GET_ID.
@@ -45,6 +48,7 @@ func parseDisk(s string) (d qemu.Disk, err error) {
 
 // attach adds the devices to a machine. network says that the image wants one.
 func (f *deviceFlags) attach(m *qemu.Machine, network bool) error {
+	m.TPMState = f.tpm
 	if network || len(f.publish) > 0 {
 		m.Network = &qemu.Network{}
 	}

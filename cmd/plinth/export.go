@@ -23,7 +23,9 @@ the cloud's.
 Reference values have the names that Trustee's default policy reads for --tee.
 Several DIRs make one set, for the time in which one image replaces the other.
 What no image decides, as the versions of a platform's firmware, is given with
---platform-value. --check says for each condition of the policy what meets it, and
+--platform-value, and the attestation key of a TPM with --ak. Registers that the
+default policy does not read are for one's own policy: --pcrs adds them, and says
+how a policy asks for them. --check says for each condition of the policy what meets it, and
 ends with exit code 7 when the policy would not accept the guests; with --to, too,
 the form is written only when it would. --diff says what is new against an older
 set.
@@ -43,6 +45,7 @@ const exportExample = `  plinth export out/vtpm --to qcow2
   plinth export out/old out/new --to trustee --url https://kbs.example.com:8080 --token-file token --ca ca.pem --dry-run
   plinth export out/snp --to corim --sign key.pem
   plinth export out/snp --to k8s --expires +90d -o values.yaml
+  plinth export out/vtpm --to rvps --ak ak.pem --pcrs 4,8,9,14
   plinth export out/snp --diff values-of-last-month.json`
 
 // A form is what --to names, other than the container of a disk.
@@ -69,7 +72,8 @@ type exportFlags struct {
 	to, out string
 
 	tee, phase, expires, launch, report, diff string
-	labels, platform, platformFiles           []string
+	labels, platform, platformFiles, aks      []string
+	pcrs                                      []int
 	check, force                              bool
 
 	trusteeFlags

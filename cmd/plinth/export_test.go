@@ -76,6 +76,7 @@ func TestExport(t *testing.T) {
 		"TrusteeRefused": exportTrusteeRefused,
 		"TrusteeChecked": exportTrusteeChecked,
 		"Kata":           exportKata,
+		"Own":            exportOwn,
 	} {
 		t.Run(name, func(t *testing.T) { part(&exporter{t, x.now, maps.Clone(x.env)}) })
 	}

@@ -63,6 +63,16 @@ func (c *common) remark(v *valueSet) {
 			fmt.Fprintf(c.env.stderr, "plinth: %s: %s\n", x.Name, x.Trivial)
 		}
 	}
+	for _, o := range v.Owns() {
+		printOwn(c.env.stderr, "plinth: ", o)
+	}
+}
+
+// printOwn says how a policy asks for a value that the default one does not read.
+func printOwn(w io.Writer, before string, o refvalue.Own) {
+	fmt.Fprintf(w, "%s%s: the default policy does not read it; one's own does by\n", before, o.Name)
+	fmt.Fprintf(w, "  in an attestation policy: %s\n", o.Attestation)
+	fmt.Fprintf(w, "  in a resource policy, which has no reference values: %s\n", o.Resource)
 }
 
 // readOld reads an older set.
@@ -124,6 +134,9 @@ func (e *policyError) Hint() string {
 	if len(e.missing) == 0 {
 		return ""
 	}
+	if slices.Equal(e.missing, []string{akName}) {
+		return "the attestation key of a guest's TPM is given with --ak FILE, or with --platform-value NAME=VALUE"
+	}
 	return "what no image decides is given with --platform-value NAME=VALUE or --platform-values FILE"
 }
 
@@ -155,6 +168,9 @@ func printPolicy(w io.Writer, r *refvalue.Report) error {
 	}
 	for _, u := range r.Unknown {
 		fmt.Fprintf(w, "unknown: %s: %s\n", u.Name, whyUnknown(r.TEE, u))
+	}
+	for _, o := range r.Own {
+		printOwn(w, "your own: ", o)
 	}
 	for _, n := range r.Trivial {
 		fmt.Fprintf(w, "says nothing: %s: %s\n", n.Name, n.Why)

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +42,9 @@ func (f *exportFlags) addValues(s *pflag.FlagSet) {
 	s.StringArrayVar(&f.labels, "label", nil, "name of an image in what is written, one for each DIR in their order (default: the profile's name)")
 	s.StringArrayVar(&f.platform, "platform-value", nil, "what no image decides, NAME=VALUE; repeatable, also with one name")
 	s.StringArrayVar(&f.platformFiles, "platform-values", nil, "the same from a JSON file, {NAME: VALUE or [VALUES]}; repeatable")
-	s.StringVar(&f.phase, "phase", "", "when PCR 11 is read: the phases passed, joined by \":\", or none (default: the last that the agent comes to)")
+	s.StringVar(&f.phase, "phase", "", "when PCR 11 is read: the phases passed, joined by \":\", or none (default: the last that the agent comes to; of an image with a broker, also the one at which the agent asks for secrets)")
+	s.IntSliceVar(&f.pcrs, "pcrs", nil, "registers of the TPM that a policy of one's own asks for, besides PCR 11: 4,8,9,14")
+	s.StringArrayVar(&f.aks, "ak", nil, "attestation key of a guest's TPM, which the policy wants to know: public key or certificate, PEM, DER, or base64 as evidence has it; repeatable")
 	s.StringVar(&f.expires, "expires", "", "until when the values hold: RFC 3339, or +90d, +12h from now")
 	s.StringVar(&f.launch, "launch", launchOwn, "whose launch is measured: image, as it was built to be started, or kata")
 	s.BoolVar(&f.check, "check", false, "say what Trustee's default policy will make of the guests; exit 7 when it would not accept them")
@@ -80,6 +85,9 @@ func (c *common) values(dirs []string, f *exportFlags) (*valueSet, error) {
 		return nil, err
 	}
 	tee, err := f.kind(v.images)
+	if err == nil {
+		err = f.readAKs(tee, platform)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +99,46 @@ func (c *common) values(dirs []string, f *exportFlags) (*valueSet, error) {
 		return nil, usageError{err}
 	}
 	return v, err
+}
+
+// maxAK bounds the file of a public key or certificate, in bytes.
+const maxAK = 64 << 10
+
+// akName is what Trustee's policy calls attestation keys.
+const akName = "trusted_aks"
+
+// readAKs adds attestation keys as the evidence of a guest has them: base64 of the
+// SubjectPublicKeyInfo.
+func (f *exportFlags) readAKs(tee refvalue.TEE, p refvalue.Platform) error {
+	if len(f.aks) > 0 && tee != refvalue.TPM {
+		return usagef("--ak: the policy wants no attestation key of %s", tee)
+	}
+	for _, path := range f.aks {
+		b, err := readLimited(path, maxAK)
+		if err != nil {
+			return err
+		}
+		der, err := parseAK(b)
+		if err != nil {
+			return usageError{fmt.Errorf("--ak %s: %w", path, err)}
+		}
+		p[akName] = append(p[akName], base64.StdEncoding.EncodeToString(der))
+	}
+	return nil
+}
+
+// parseAK reads a public key or a certificate, and returns the SubjectPublicKeyInfo.
+// Trustee verifies quotes of RSA keys alone: deps/verifier/src/tpm.
+func parseAK(b []byte) ([]byte, error) {
+	der, err := readPublicKey(b)
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.ParsePKIXPublicKey(der)
+	if _, ok := key.(*rsa.PublicKey); err == nil && !ok {
+		err = fmt.Errorf("%T: want an RSA key: Trustee verifies quotes of no other", key)
+	}
+	return der, err
 }
 
 // images reads the measurements of every directory.
@@ -145,7 +193,11 @@ func (f *exportFlags) image(dir string) (*refvalue.Image, error) {
 	default:
 		return nil, usagef("--launch is %q: want %s or %s", f.launch, launchOwn, launchKata)
 	}
-	return &refvalue.Image{Label: m.Name, Measurements: ms, Phase: f.phase}, nil
+	p, err := profiles.ParseCanonical(m.Profile)
+	if err != nil {
+		return nil, mismatchError{fmt.Errorf("%s: %w", dir, err)}
+	}
+	return &refvalue.Image{Label: m.Name, Measurements: ms, Phase: f.phase, Asks: p.HasBroker(), PCRs: f.pcrs}, nil
 }
 
 // readPredicted reads manifest.json, and measurements.json if it is the one that

@@ -30,6 +30,7 @@ type Report struct {
 	Vector map[string]int `json:"vector"`
 
 	Unknown []Unknown `json:"unknown"` // names that the policy does not read
+	Own     []Own     `json:"own"`     // those of them that are for a policy of one's own
 	Trivial []Nothing `json:"trivial"` // values that say nothing of an image
 }
 
@@ -81,7 +82,7 @@ func (r *Report) Missing() (out []string) {
 // Check holds a set against the conditions of the policy. Of a set that does not
 // say which TEE it is for, it is taken to be the one whose names it has most of.
 func Check(s *Set) *Report {
-	r := &Report{TEE: s.TEE, Policy: PolicyCommit, Conditions: []Result{}, Vector: map[string]int{}, Unknown: []Unknown{}, Trivial: []Nothing{}}
+	r := &Report{TEE: s.TEE, Policy: PolicyCommit, Conditions: []Result{}, Vector: map[string]int{}, Unknown: []Unknown{}, Own: []Own{}, Trivial: []Nothing{}}
 	if r.TEE == "" {
 		r.TEE = Guess(s)
 	}
@@ -93,10 +94,15 @@ func Check(s *Set) *Report {
 	}
 	read := Names(r.TEE)
 	for _, v := range s.Values {
+		if o, ok := own(r.TEE, v); ok {
+			r.Own = append(r.Own, o)
+			r.nothing(v, true)
+			continue
+		}
 		if !slices.Contains(read, v.Name) {
 			r.Unknown = append(r.Unknown, unknown(v.Name, read))
 		}
-		r.nothing(v)
+		r.nothing(v, false)
 	}
 	return r
 }
@@ -148,7 +154,7 @@ func (s *Set) result(c Condition) Result {
 // misspelt names the first value that no claim can equal.
 func misspelt(name string, values []any) string {
 	for _, x := range values {
-		if err := names[name].check(x); err != nil {
+		if err := kindOf(name).check(x); err != nil {
 			return err.Error()
 		}
 	}
@@ -248,17 +254,18 @@ func unknown(name string, read []string) Unknown {
 	return u
 }
 
-// nothing notes a value that says nothing.
-func (r *Report) nothing(v Value) {
+// nothing notes a value that says nothing. own is for a policy of one's own, which may
+// want just that: a register that nothing extends.
+func (r *Report) nothing(v Value, own bool) {
 	if v.Trivial != "" {
-		r.Trivial = append(r.Trivial, Nothing{Name: v.Name, Why: v.Trivial, Weak: strings.HasPrefix(v.Trivial, sameForAll)})
+		r.Trivial = append(r.Trivial, Nothing{Name: v.Name, Why: v.Trivial, Weak: own || strings.HasPrefix(v.Trivial, sameForAll)})
 		return
 	}
 	for _, x := range v.Any {
 		text, _ := x.(string)
 		for _, bank := range []string{"sha1", "sha256", "sha384", "sha512"} {
 			if why := TrivialDigest(bank, strings.ToLower(text)); why != "" {
-				r.Trivial = append(r.Trivial, Nothing{Name: v.Name, Why: why})
+				r.Trivial = append(r.Trivial, Nothing{Name: v.Name, Why: why, Weak: own})
 				return
 			}
 		}

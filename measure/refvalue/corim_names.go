@@ -39,6 +39,9 @@ func mkeyOf(name string) string {
 	if k, ok := mkeys[name]; ok {
 		return k
 	}
+	if n, ok := ownPCR(name); ok {
+		return fmt.Sprintf("PCR%d", n)
+	}
 	return name
 }
 
@@ -91,7 +94,7 @@ func (m *measurement) reference(vendor, model string) Reference {
 func measurementOf(v Value) (*measurement, string) {
 	m := &measurement{mkey: mkeyOf(v.Name)}
 	for _, a := range v.Any {
-		b, ok := bytesOf(names[v.Name], a)
+		b, ok := bytesOf(kindOf(v.Name), a)
 		if !ok {
 			return nil, fmt.Sprintf("%v is neither a digest nor bytes", a)
 		}

@@ -233,7 +233,7 @@ func whence(c Condition) string {
 // booleans and digests by what the name wants. Of a name that the policy does not
 // read, true, false and whole numbers are what they look like.
 func ParsePlatformValue(name, text string) (any, error) {
-	if k, ok := names[name]; ok {
+	if k := kindOf(name); k != "" {
 		v, err := k.parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("refvalue: %s: %w: %w", name, ErrPlatform, err)

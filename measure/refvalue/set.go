@@ -34,6 +34,13 @@ type Image struct {
 	// measurements.json has them. "" is the last point that the agent comes to,
 	// NoPhase the one before it starts.
 	Phase string
+
+	// Asks tells that the guest asks a broker for secrets: the agent as soon as it has
+	// left the initrd, programs once the boot is over. PCR 11 is read at both points,
+	// where Phase says no other.
+	Asks bool
+	// PCRs are registers that a policy of one's own will ask for.
+	PCRs []int
 }
 
 // NoPhase is the point at which userspace has extended nothing.

@@ -21,17 +21,19 @@ type gatherer struct {
 
 // image adds what one image gives for the TEE.
 func (b *gatherer) image(i Image) error {
+	var err error
 	switch b.set.TEE {
 	case SNP:
-		return b.snp(i)
+		err = b.snp(i)
 	case TDX:
-		return b.tdx(i)
-	case AzSNP:
-		return b.phases(i, "snp_pcr11")
-	case AzTDX:
-		return b.phases(i, "tdx_pcr11")
+		err = b.tdx(i)
+	default:
+		err = b.phases(i, PCRName(b.set.TEE, phasesPCR))
 	}
-	return b.phases(i, "tpm_pcr11")
+	if err == nil {
+		err = b.pcrs(i)
+	}
+	return err
 }
 
 func (b *gatherer) snp(i Image) error {
@@ -119,35 +121,17 @@ func (b *gatherer) tdFacts(i Image) error {
 
 // phases adds PCR 11 of an image with a TPM.
 func (b *gatherer) phases(i Image, name string) error {
-	r := register{name: name, platform: measure.PlatformTPM, register: "pcr11", bank: "sha256"}
-	var err error
-	if r.phase, err = lastPhase(i, r); err != nil {
+	r := register{name: name, platform: measure.PlatformTPM, register: fmt.Sprintf("pcr%d", phasesPCR), bank: "sha256"}
+	paths, err := readPhases(&i, r)
+	if err != nil {
 		return err
 	}
-	return b.sole(i, r)
-}
-
-// lastPhase returns the phase path that the image's PCR 11 is read at.
-func lastPhase(i Image, r register) (string, error) {
-	var there []string
-	for _, v := range i.Measurements.Values {
-		if r.is(&v) && !slices.Contains(there, v.Phase) {
-			there = append(there, v.Phase)
-		}
+	var registers []register
+	for _, p := range paths {
+		r.phase = p
+		registers = append(registers, r)
 	}
-	want := i.Phase
-	switch {
-	case len(there) == 0:
-		return "", r.unfit()
-	case want == "":
-		return slices.MaxFunc(there, func(a, b string) int { return passed(a) - passed(b) }), nil
-	case want == NoPhase:
-		want = ""
-	}
-	if !slices.Contains(there, want) {
-		return "", fmt.Errorf("PCR 11 at phase %q: %w: they have it at %q", want, ErrUnfit, there)
-	}
-	return want, nil
+	return b.sole(i, registers...)
 }
 
 // passed counts the phases of a path.
@@ -329,7 +313,7 @@ func (b *gatherer) platform(p Platform) error {
 			return fmt.Errorf("%s: %w: nothing is given", name, ErrPlatform)
 		}
 		for _, v := range values {
-			v = names[name].spell(v)
+			v = kindOf(name).spell(v)
 			if err := checkPlatform(name, v); err != nil {
 				return err
 			}
@@ -344,7 +328,7 @@ func (b *gatherer) platform(p Platform) error {
 }
 
 func checkPlatform(name string, v any) error {
-	if k, ok := names[name]; ok {
+	if k := kindOf(name); k != "" {
 		if err := k.check(v); err != nil {
 			return fmt.Errorf("%s: %w: %w", name, ErrPlatform, err)
 		}
