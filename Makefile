@@ -9,7 +9,7 @@ GOBUILD = CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOTOOLCHAIN=local $(if $(FIPS),GOFIP
 GUEST   = cmd/plinth/guest
 KERNEL  = PLINTH_MODULES=$$(echo $(CURDIR)/.test/kernel/lib/modules/*) PLINTH_VMLINUZ=$$(echo $(CURDIR)/.test/kernel/boot/vmlinuz-*) PLINTH_OVMF=$(CURDIR)/.test/ovmf/root DEBS="$(CURDIR)/.test/ovmf/apt/archives/*.deb"
 
-.PHONY: build image boot measure test short e2e-pull e2e-full fidelity flips bench fuzz lint install clean
+.PHONY: build image boot measure test short e2e-pull e2e-full e2e-kbs fidelity flips bench fuzz lint install clean
 
 build: ## bin/plinth, one static binary with the guest's programs inside
 	mkdir -p bin $(GUEST)
@@ -41,6 +41,10 @@ e2e-pull: build ## guests that pull, measure and run an image of 40 MiB
 e2e-full: build ## and one of 300 MiB
 	tests/setup
 	$(KERNEL) PLINTH_NETWORK=1 PLINTH_PULL=full go test -count=1 -timeout 60m -v -run 'TestPull|TestContainer|TestInitdataWorkloads' ./tests/e2e
+
+e2e-kbs: build ## guests that get keys and secrets from a broker by attestation, and such that do not
+	tests/setup
+	$(KERNEL) PLINTH_NETWORK=1 go test -count=1 -timeout 40m -v -run 'TestKBS' ./tests/e2e
 
 fidelity: build ## predicted against measured over firmware, stub, kernel, path and machine
 	tests/setup

@@ -1,7 +1,8 @@
 // Command bench prints how long plinth takes on two processors, and how much
 // memory, beside the targets. Processor time is there for a machine that does
 // other work too. Run it with "make bench"; it fetches packages once. With the
-// argument "launch", "root" or "image" it measures only that, which needs no network.
+// argument "launch", "root", "image" or "attest" it measures only that, which needs no
+// network; "attest" boots out/vtpm, if it is there.
 package main
 
 import (
@@ -42,6 +43,8 @@ func run() error {
 			return drainImage(args)
 		case layoutCommand:
 			return makeLayout(args)
+		case attestCommand:
+			return attestOnce(args)
 		}
 	}
 	plinth, err := filepath.Abs("bin/plinth")
@@ -56,8 +59,11 @@ func run() error {
 	b := &bench{plinth: plinth, dir: dir}
 	fmt.Printf("%s/%s, %d processors of which 2 are used\n\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
 	only := strings.Join(os.Args[1:], " ")
-	if only == "image" {
+	switch only {
+	case "image":
 		return b.images()
+	case "attest":
+		return b.attest(filepath.Join("out", profile))
 	}
 	if only != "root" {
 		if err := b.launch(); err != nil {
@@ -84,7 +90,10 @@ func run() error {
 		{"measure image, all banks, empty store", 1.5, b.measureCold},
 		{"boot to the report", 0, b.boot},
 	}
-	return b.print(table)
+	if err := b.print(table); err != nil {
+		return err
+	}
+	return b.attest(filepath.Join(b.dir, "out", profile))
 }
 
 // A row of the table is run several times.

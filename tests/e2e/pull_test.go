@@ -71,14 +71,7 @@ func (p pull) fromRegistry(t *testing.T) {
 	digest := manifestDigest(t, filepath.Join(dir, "encrypted"))
 	sign(t, dir, server, "web@"+digest)
 
-	// The guest finds nobody at the mirror, which is its own loopback interface, and
-	// goes on to where QEMU shows it the host.
-	write(t, filepath.Join(dir, "registries.conf"), fmt.Appendf(nil, `[[registry]]
-prefix = "registry.example.com"
-location = %q
-[[registry.mirror]]
-location = %q
-`, server.Guest(), server.Host()))
+	write(t, filepath.Join(dir, "registries.conf"), mirrored(server))
 	write(t, filepath.Join(dir, "ca.crt"), server.CA)
 	write(t, filepath.Join(dir, "auth.json"), server.AuthFile())
 	write(t, filepath.Join(dir, "policy.json"), fmt.Appendf(nil, `{"default": [{"type": "reject"}], "transports": {"docker": {"registry.example.com/web": [
@@ -128,6 +121,18 @@ ports = ["80:8080"]
 	}); err != nil {
 		t.Error(err)
 	}
+}
+
+// mirrored is a registries.conf that serves builder and guest: the guest finds nobody at
+// the mirror, which is its own loopback interface, and goes on to where QEMU shows it
+// the host.
+func mirrored(server *registry.Server) []byte {
+	return fmt.Appendf(nil, `[[registry]]
+prefix = "registry.example.com"
+location = %q
+[[registry.mirror]]
+location = %q
+`, server.Guest(), server.Host())
 }
 
 // image makes the web server's image of Debian packages.
@@ -294,13 +299,11 @@ func sign(t *testing.T, dir string, server *registry.Server, image string) {
 		testenv.Missing(t, "cosign", "not installed: see tests/setup")
 	}
 	write(t, filepath.Join(dir, "ca.crt"), server.CA)
-	for _, args := range [][]string{
-		{"generate-key-pair"},
-		{
-			"sign", "--key", "cosign.key", "--registry-cacert", "ca.crt", "--registry-username", server.User, "--registry-password", server.Password,
-			"--use-signing-config=false", "--tlog-upload=false", "--new-bundle-format=true", server.Host() + "/" + image,
-		},
-	} {
+	args := []string{"sign", "--key", "cosign.key", "--registry-cacert", "ca.crt", "--use-signing-config=false", "--tlog-upload=false", "--new-bundle-format=true"}
+	if server.User != "" {
+		args = append(args, "--registry-username", server.User, "--registry-password", server.Password)
+	}
+	for _, args := range [][]string{{"generate-key-pair"}, append(args, server.Host()+"/"+image)} {
 		cmd := exec.CommandContext(t.Context(), path, args...)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "COSIGN_PASSWORD=", "COSIGN_YES=true", "HOME="+dir, "TUF_ROOT="+filepath.Join(dir, "tuf"), "SSL_CERT_FILE="+filepath.Join(dir, "ca.crt"))
